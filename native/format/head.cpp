@@ -1,0 +1,60 @@
+#include "format/head.h"
+
+namespace mikv {
+
+namespace {
+
+constexpr size_t alignment = 64;
+
+size_t padded(size_t size_bytes) { return (size_bytes + alignment - 1) / alignment * alignment; }
+
+size_t params_bytes(const HeadLayout & l, const RowFormat & row) {
+    return padded(sizeof(uint32_t) * row.n_groups() * size_t(l.n_cells));
+}
+
+} // namespace
+
+size_t HeadLayout::base_bytes() const {
+    return params_bytes(*this, k) + padded(size_t(n_cells) * k.base_bytes()) + params_bytes(*this, v) +
+           padded(size_t(n_cells) * v.base_bytes());
+}
+
+size_t HeadLayout::refined_bytes() const {
+    return padded(size_t(n_slots) * k.refinement_bytes()) + padded(size_t(n_slots) * v.refinement_bytes()) +
+           padded(sizeof(uint16_t) * n_exact * k.dim) + padded(sizeof(uint16_t) * n_exact * v.dim);
+}
+
+size_t HeadLayout::metadata_bytes() const {
+    return padded(sizeof(uint16_t) * n_blocks() * size_t(k.dim)) + padded(sizeof(uint32_t) * n_slots) +
+           padded(sizeof(float) * n_slots) + padded(sizeof(uint32_t) * n_exact);
+}
+
+HeadView view_head(const HeadLayout & l, uint8_t * memory) {
+    uint8_t * at   = memory;
+    auto      take = [&at](size_t size_bytes) {
+        uint8_t * here = at;
+        at += padded(size_bytes);
+        return here;
+    };
+    HeadView h;
+    h.k          = l.k;
+    h.v          = l.v;
+    h.n_cells    = l.n_cells;
+    h.n_slots    = l.n_slots;
+    h.n_exact    = l.n_exact;
+    h.k_params   = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.k.n_groups() * size_t(l.n_cells)));
+    h.k_base     = take(size_t(l.n_cells) * l.k.base_bytes());
+    h.v_params   = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.v.n_groups() * size_t(l.n_cells)));
+    h.v_base     = take(size_t(l.n_cells) * l.v.base_bytes());
+    h.k_mean     = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_blocks() * size_t(l.k.dim)));
+    h.k_refined  = take(size_t(l.n_slots) * l.k.refinement_bytes());
+    h.v_refined  = take(size_t(l.n_slots) * l.v.refinement_bytes());
+    h.slot_cell  = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_slots));
+    h.slot_mass  = reinterpret_cast<float *>(take(sizeof(float) * l.n_slots));
+    h.k_exact    = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_exact * l.k.dim));
+    h.v_exact    = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_exact * l.v.dim));
+    h.exact_cell = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_exact));
+    return h;
+}
+
+} // namespace mikv

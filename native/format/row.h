@@ -1,0 +1,24 @@
+// What one row is: sizes of its parts. FORMAT.md says what the bytes mean.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mikv {
+
+constexpr int      block_cells = 128;         // cells that share one mean key
+constexpr uint32_t free_slot   = 0xFFFFFFFFu; // slot_cell of a slot that no row owns
+
+struct RowFormat {
+    int dim;          // values in the row
+    int group;        // values that share a scale and a minimum: 32 or 64
+    int bits;         // base bits per value
+    int refined_bits; // base and refinement bits per value
+
+    int n_groups() const { return dim / group; }
+    int extra_bits() const { return refined_bits - bits; }
+    int base_bytes() const { return dim * bits / 8; }
+    int refinement_bytes() const { return dim * extra_bits() / 8; }
+};
+
+} // namespace mikv

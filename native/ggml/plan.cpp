@@ -1,0 +1,370 @@
+#include "ggml/plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ggml-impl.h"
+
+namespace mikv {
+
+namespace {
+
+bool is_view_op(ggml_op op) {
+    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+}
+
+bool uses_cache(const ggml_tensor * node) {
+    if (kv_tensor(node)) {
+        return true;
+    }
+    for (const ggml_tensor * src : node->src) {
+        if (src && kv_tensor(src)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+float op_float(const ggml_tensor * node, int i) {
+    float value;
+    std::memcpy(&value, reinterpret_cast<const float *>(node->op_params) + i, sizeof(value));
+    return value;
+}
+
+// A view [head_dim, n_kv, n_head_kv, n_stream] of whole cells from the start of a stream, as build_attn makes it?
+bool is_attention_view(const ggml_tensor * t) {
+    const ggml_tensor * root = t->view_src;
+    if (!root || t->type != root->type) {
+        return false;
+    }
+    const size_t row = ggml_row_size(root->type, root->ne[0]);
+    return t->ne[0] * t->ne[2] == root->ne[0] && t->nb[1] == row && t->nb[2] == ggml_row_size(root->type, t->ne[0]) &&
+           (t->ne[3] == 1 || t->nb[3] == row * size_t(root->ne[1])) && kv_offset(t) % (row * size_t(root->ne[1])) == 0;
+}
+
+bool contiguous(const ggml_tensor * t) {
+    size_t size = ggml_type_size(t->type);
+    for (int i = 0; i < 4; i++) {
+        if (t->nb[i] != size) {
+            return false;
+        }
+        size *= size_t(t->ne[i]);
+    }
+    return true;
+}
+
+} // namespace
+
+Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads) : device_(device), n_threads_(n_threads), data_(device.foreign) {
+    for (int i = 0; i < graph->n_nodes; i++) {
+        ggml_tensor * node = graph->nodes[i];
+        if (node->op == GGML_OP_FLASH_ATTN_EXT && kv_tensor(node->src[1]) && kv_tensor(node->src[2])) {
+            const KvTensor & key = *kv_tensor(node->src[1]);
+            key.buffer->fit_heads(key, int(node->src[1]->ne[0]), int(node->src[2]->ne[0]));
+        }
+    }
+    nodes_.reserve(size_t(graph->n_nodes) + 64);
+    for (int i = 0; i < graph->n_nodes; i++) {
+        add(graph->nodes[i]);
+    }
+    settle_all();
+    for (const auto & layer : layers_) {
+        if (layer->step && !layer->step->reserve()) {
+            GGML_ABORT("mikv: no memory for the working buffers of a micro-batch of %d tokens: use a smaller one (-ub)", layer->shape.n_tokens);
+        }
+    }
+}
+
+Plan::~Plan() {
+    for (ggml_backend_buffer_t buffer : buffers_) {
+        ggml_backend_buffer_free(buffer);
+    }
+}
+
+void Plan::add(ggml_tensor * node) {
+    if (is_view_op(node->op) || !uses_cache(node)) {
+        nodes_.push_back({node, nullptr});
+        return;
+    }
+    touches_cache_ = true;
+    if (add_set_rows(node) || add_attention(node) || add_copy(node)) {
+        return;
+    }
+    add_through_shadow(node);
+}
+
+Work & Plan::new_work(std::vector<const ggml_tensor *> inputs, ggml_tensor * output) {
+    work_.push_back(std::make_unique<Work>());
+    work_.back()->inputs = std::move(inputs);
+    work_.back()->output = output;
+    nodes_.push_back({nullptr, work_.back().get()});
+    return *work_.back();
+}
+
+std::shared_ptr<LayerWork> Plan::layer_work(const KvTensor & tensor, const ggml_tensor * cells) {
+    Cache & cache = tensor.buffer->cache(tensor);
+    auto    entry = waiting_.find(&cache);
+    if (entry != waiting_.end()) {
+        LayerWork & layer = *entry->second;
+        if (layer.tensor.index == tensor.index && !(tensor.value ? layer.has_value : layer.has_key)) {
+            return entry->second;
+        }
+        settle(cache);
+    }
+    auto layer    = std::make_shared<LayerWork>();
+    layer->tensor = tensor;
+    layer->cells  = cells;
+    layer->begins = !begun_[&cache];
+    begun_[&cache] = true;
+    waiting_[&cache] = layer;
+    layers_.push_back(layer);
+    return layer;
+}
+
+bool Plan::add_set_rows(ggml_tensor * node) {
+    KvTensor * kv = kv_tensor(node);
+    if (node->op != GGML_OP_SET_ROWS || !kv) {
+        return false;
+    }
+    const ggml_tensor * rows = node->src[0];
+    const ggml_tensor * cells = node->src[1];
+    const ggml_tensor * root  = node->view_src;
+    if (kv_offset(node) || node->ne[0] != root->ne[0] || rows->ne[2] != 1 || rows->ne[3] != 1 || cells->ne[1] != 1) {
+        return false;
+    }
+    const auto layer = layer_work(*kv, cells);
+    const bool first = !layer->has_key && !layer->has_value;
+    (kv->value ? layer->has_value : layer->has_key) = true;
+    if (!layer->cache().reserve_staging(int(rows->ne[1]))) {
+        GGML_ABORT("mikv: no memory for a micro-batch of %d tokens: use a smaller one (-ub)", int(rows->ne[1]));
+    }
+    Work & work = new_work({rows, cells}, nullptr);
+    const bool value = kv->value;
+    HostData * data  = &data_;
+    work.run = [layer, value, rows, data, first, &work](int thread, int n_threads) {
+        if (thread == 0 && first) {
+            read_cells(*layer, data->at(layer->cells));
+        } else if (thread == 0 && layer->step) {
+            layer->open(data->foreign());
+        }
+        stage_rows(*layer, value, rows, data->at(rows), thread, n_threads);
+        if (!first && layer->step) {
+            work.share(layer->step->index_items(), [&](int item) { layer->step->index(item); });
+        }
+    };
+    return true;
+}
+
+void Plan::settle_all() {
+    while (!waiting_.empty()) {
+        settle(*waiting_.begin()->first);
+    }
+}
+
+void Plan::settle(Cache & cache) {
+    const auto layer = waiting_.at(&cache);
+    waiting_.erase(&cache);
+    if (!layer->has_key || !layer->has_value) {
+        GGML_ABORT("mikv: layer %d stores keys without values: report the model, and run it without MIKV", layer->cache().layer_number(layer->tensor.index));
+    }
+    Work & work = new_work({layer->cells}, nullptr);
+    work.run    = [layer](int thread, int) {
+        if (thread == 0) {
+            commit_unattended(*layer);
+        }
+    };
+}
+
+bool Plan::add_attention(ggml_tensor * node) {
+    if (node->op != GGML_OP_FLASH_ATTN_EXT || !kv_tensor(node->src[1]) || !kv_tensor(node->src[2])) {
+        return false;
+    }
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
+    const KvTensor &   key = *kv_tensor(k), &value = *kv_tensor(v);
+    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value || !is_attention_view(k) ||
+        !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] || q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) ||
+        k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
+        return false;
+    }
+    Cache &                    cache = key.buffer->cache(key);
+    std::shared_ptr<LayerWork> layer;
+    const auto                 entry = waiting_.find(&cache);
+    if (entry != waiting_.end() && entry->second->tensor.index == key.index && entry->second->has_key && entry->second->has_value &&
+        entry->second->cells->ne[0] == q->ne[1] * q->ne[3]) {
+        layer = entry->second;
+        waiting_.erase(entry);
+    } else {
+        layer         = std::make_shared<LayerWork>();
+        layer->tensor = key;
+        layers_.push_back(layer);
+    }
+    const bool   staged       = layer->cells != nullptr;
+    const size_t stream_bytes = ggml_row_size(k->type, k->view_src->ne[0]) * size_t(k->view_src->ne[1]);
+    layer->shape = {key.index, int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]), int(q->ne[2]), staged};
+    layer->step  = std::make_unique<Step>(cache, layer->shape, n_threads_);
+    std::vector<const ggml_tensor *> inputs = {q};
+    for (const ggml_tensor * t : {mask, sinks}) {
+        if (t) {
+            inputs.push_back(t);
+        }
+    }
+    HostData * data = &data_;
+    const auto bind = [layer, node, q, mask, sinks, data] {
+        StepData & d     = layer->data;
+        d.q              = data->at(q);
+        d.q_token_bytes  = int64_t(q->nb[1]);
+        d.q_head_bytes   = int64_t(q->nb[2]);
+        d.q_stream_bytes = int64_t(q->nb[3]);
+        if (mask) {
+            d.mask        = reinterpret_cast<const uint16_t *>(data->at(mask));
+            d.mask_token  = int64_t(mask->nb[1] / sizeof(uint16_t));
+            d.mask_stream = mask->ne[3] == 1 ? 0 : int64_t(mask->nb[3] / sizeof(uint16_t));
+        } else {
+            layer->open_mask.assign(size_t(layer->shape.n_kv), 0);
+            d.mask = layer->open_mask.data();
+        }
+        d.sinks    = sinks ? reinterpret_cast<const float *>(data->at(sinks)) : nullptr;
+        d.out      = reinterpret_cast<float *>(data->at(node));
+        d.scale    = op_float(node, 0);
+        d.max_bias = op_float(node, 1);
+        d.softcap  = op_float(node, 2);
+        layer->step->bind(d);
+    };
+    if (!data_.foreign()) {
+        bind(); // the addresses are known
+    }
+    if (!staged) {
+        Work & index = new_work({}, nullptr);
+        index.run    = [layer, &index](int, int) { index.share(layer->step->index_items(), [&](int item) { layer->step->index(item); }); };
+    }
+    Work & attend  = new_work(inputs, nullptr);
+    if (data_.foreign()) {
+        attend.prepare = [layer, node, staged, data, bind] {
+            data->room_for(node);
+            bind();
+            if (staged) {
+                layer->open(false);
+            }
+        };
+    }
+    attend.run     = [layer, &attend](int, int) {
+        attend.share(layer->step->attend_items(), [&](int item) { layer->step->attend(item); });
+    };
+    if (layer->step->probe_items() > 0) {
+        Work & probe = new_work({}, nullptr);
+        probe.run    = [layer, &probe](int, int) { probe.share(layer->step->probe_items(), [&](int item) { layer->step->probe(item); }); };
+    }
+    Work & commit = new_work({}, node);
+    commit.run    = [layer, &commit](int, int) {
+        commit.share(layer->step->commit_items(), [&](int item) { layer->step->commit(item); });
+    };
+    return true;
+}
+
+bool Plan::add_copy(ggml_tensor * node) {
+    if (node->op != GGML_OP_CPY && node->op != GGML_OP_CONT && node->op != GGML_OP_DUP) {
+        return false;
+    }
+    const ggml_tensor * src  = node->src[0];
+    HostData *          data = &data_;
+    if (kv_tensor(src) && !kv_tensor(node) && node->type == GGML_TYPE_F32 && contiguous(node)) {
+        settle_all();
+        Work & work  = new_work({}, node);
+        work.prepare = [node, data] { data->foreign() ? data->room_for(node) : void(); };
+        work.run     = [src, node, data](int thread, int) {
+            if (thread == 0) {
+                load_view(src, node, data->at(node));
+            }
+        };
+        return true;
+    }
+    if (!kv_tensor(src) && kv_tensor(node) && src->type == GGML_TYPE_F32 && contiguous(src)) {
+        settle_all();
+        Work & work = new_work({src}, nullptr);
+        work.run    = [src, node, data](int thread, int) {
+            if (thread == 0) {
+                store_view(src, data->at(src), node);
+            }
+        };
+        return true;
+    }
+    return false;
+}
+
+ggml_tensor * Plan::shadow_of(const ggml_tensor * root) {
+    ggml_tensor *& shadow = shadows_[root];
+    if (!shadow) {
+        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device_.inner), ggml_nbytes(root));
+        if (!buffer) {
+            GGML_ABORT("mikv: no memory for a copy of %s: use a smaller context", root->name);
+        }
+        buffers_.push_back(buffer);
+        tensors_.push_back(std::make_unique<ggml_tensor>(*root));
+        shadow         = tensors_.back().get();
+        shadow->buffer = buffer;
+        shadow->data   = ggml_backend_buffer_get_base(buffer);
+        shadow->extra  = nullptr;
+    }
+    return shadow;
+}
+
+// t itself, or its counterpart on the shadow if it is a KV tensor or a view of one.
+ggml_tensor * Plan::on_shadow(ggml_tensor * t) {
+    if (!t || !kv_tensor(t)) {
+        return t;
+    }
+    ggml_tensor * shadow = shadow_of(t->view_src ? t->view_src : t);
+    tensors_.push_back(std::make_unique<ggml_tensor>(*t));
+    ggml_tensor * twin = tensors_.back().get();
+    twin->buffer       = shadow->buffer;
+    twin->data         = static_cast<char *>(shadow->data) + kv_offset(t);
+    twin->view_src     = t->view_src ? shadow : nullptr;
+    twin->extra        = nullptr;
+    return twin;
+}
+
+// The operation on copies of the KV tensors in their logical type; rows that it changed go back.
+void Plan::add_through_shadow(ggml_tensor * node) {
+    settle_all();
+    tensors_.push_back(std::make_unique<ggml_tensor>(*node));
+    ggml_tensor *                    twin = tensors_.back().get();
+    std::vector<const ggml_tensor *> roots;
+    const auto                       note = [&roots](const ggml_tensor * t) {
+        if (t && kv_tensor(t)) {
+            roots.push_back(t->view_src ? t->view_src : t);
+        }
+    };
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        note(node->src[i]);
+        twin->src[i] = on_shadow(node->src[i]);
+    }
+    note(node);
+    if (kv_tensor(node)) {
+        const ggml_tensor * moved = on_shadow(node);
+        twin->buffer              = moved->buffer;
+        twin->data                = moved->data;
+        twin->view_src            = moved->view_src;
+        twin->extra               = nullptr;
+    }
+    std::sort(roots.begin(), roots.end());
+    roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
+    for (const ggml_tensor * root : roots) {
+        ggml_tensor * shadow = shadow_of(root);
+        new_work({}, nullptr).run = [root, shadow](int thread, int) {
+            if (thread == 0) {
+                fill_shadow(root, shadow);
+            }
+        };
+    }
+    nodes_.push_back({twin, nullptr});
+    if (const ggml_tensor * root = kv_tensor(node) ? (node->view_src ? node->view_src : node) : nullptr) {
+        ggml_tensor * shadow = shadow_of(root);
+        new_work({}, nullptr).run = [root, shadow](int thread, int) {
+            if (thread == 0) {
+                take_back_shadow(root, shadow);
+            }
+        };
+    }
+}
+
+} // namespace mikv

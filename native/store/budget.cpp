@@ -1,0 +1,168 @@
+#include "store/budget.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "policy/policy.h"
+#include "store/error.h"
+
+namespace mikv {
+
+namespace {
+
+mikv_status check_range(const char * name, int value, int low, int high) {
+    if (value < low || value > high) {
+        return fail(MIKV_ERROR_ARGUMENT, "%s is %d: use %d to %d", name, value, low, high);
+    }
+    return MIKV_OK;
+}
+
+mikv_status check_bits(const mikv_config & c) {
+    mikv_status status = check_range("k_bits", c.k_bits, 2, 4);
+    if (status == MIKV_OK) {
+        status = check_range("v_bits", c.v_bits, 2, 4);
+    }
+    if (status != MIKV_OK) {
+        return status;
+    }
+    const int r = c.refined_bits;
+    if (r != 4 && r != 5 && r != 6 && r != 8) {
+        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d: use 4, 5, 6 or 8", r);
+    }
+    return MIKV_OK;
+}
+
+int group_of(const mikv_config & c, const mikv_shape & s) {
+    if (c.group) {
+        return c.group;
+    }
+    return s.head_dim_k % 64 == 0 && s.head_dim_v % 64 == 0 ? 64 : 32;
+}
+
+// Exact rows per head: one sequence's sinks, and another sequence's for every 16384 cells of context.
+int exact_rows(const mikv_config & c, const mikv_shape & s) { return std::min(s.n_cells, c.sinks * (1 + s.n_cells / 16384)); }
+
+// Sinks and window are always refined, so there are at least slots for them.
+int least_slots(const mikv_config & c, const mikv_shape & s) {
+    return c.window == 0 ? 0 : std::min(s.n_cells, c.window + c.sinks);
+}
+
+HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, int n_slots) {
+    const int  group = group_of(c, s);
+    HeadLayout l;
+    l.k       = {s.head_dim_k, group, c.k_bits, c.refined_bits};
+    l.v       = {s.head_dim_v, group, c.v_bits, c.refined_bits};
+    l.n_cells = s.n_cells;
+    l.n_exact = exact_rows(c, s);
+    l.n_slots = n_slots;
+    return l;
+}
+
+} // namespace
+
+mikv_config default_config() {
+    mikv_config c;
+    std::memset(&c, 0, sizeof(c));
+    c.k_bits        = 3;
+    c.v_bits        = 2;
+    c.refined_bits  = 5;
+    c.refined_share = 0.28f;
+    c.sinks         = 4;
+    c.window        = 64;
+    c.center_keys   = 1;
+    std::strcpy(c.policy, "h2o");
+    return c;
+}
+
+mikv_status check_config(const mikv_config & c) {
+    if (mikv_status status = check_bits(c)) {
+        return status;
+    }
+    if (c.refined_bits < c.k_bits || c.refined_bits < c.v_bits) {
+        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d, below k_bits %d or v_bits %d: raise it", c.refined_bits, c.k_bits, c.v_bits);
+    }
+    if (c.group != 0 && c.group != 32 && c.group != 64) {
+        return fail(MIKV_ERROR_ARGUMENT, "group is %d: use 0 (automatic), 32 or 64", c.group);
+    }
+    if (mikv_status status = check_range("sinks", c.sinks, 0, 64)) {
+        return status;
+    }
+    if (mikv_status status = check_range("window", c.window, 0, 4096)) {
+        return status;
+    }
+    if (!(c.refined_share >= 0.0f && c.refined_share <= 1.0f)) {
+        return fail(MIKV_ERROR_ARGUMENT, "refined_share is %g: use 0 to 1", double(c.refined_share));
+    }
+    if (c.budget_bytes < 0) {
+        return fail(MIKV_ERROR_ARGUMENT, "budget_bytes is %lld: use a positive number of bytes, or 0 for none", (long long) c.budget_bytes);
+    }
+    if (c.head_dim_k < 0 || c.head_dim_v < 0 || c.head_dim_k % 32 || c.head_dim_v % 32) {
+        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", c.head_dim_k, c.head_dim_v);
+    }
+    if (!std::memchr(c.policy, '\0', sizeof(c.policy)) || !policy_named(c.policy)) {
+        return fail(MIKV_ERROR_NOT_FOUND, "unknown policy \"%.31s\": use h2o, recent, random or a registered name", c.policy);
+    }
+    return MIKV_OK;
+}
+
+mikv_status check_shape(const mikv_shape & s) {
+    if (s.n_layer < 1 || s.n_head_kv < 1 || s.n_cells < 1 || s.n_stream < 1) {
+        return fail(MIKV_ERROR_ARGUMENT, "a cache needs at least one layer, head, cell and stream, not %d, %d, %d, %d", s.n_layer, s.n_head_kv,
+                    s.n_cells, s.n_stream);
+    }
+    if (s.head_dim_k < 32 || s.head_dim_k % 32 || s.head_dim_v < 32 || s.head_dim_v % 32) {
+        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", s.head_dim_k, s.head_dim_v);
+    }
+    return MIKV_OK;
+}
+
+mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, HeadLayout * layout) {
+    if (mikv_status status = check_config(config)) {
+        return status;
+    }
+    if (mikv_status status = check_shape(shape)) {
+        return status;
+    }
+    const int group = group_of(config, shape);
+    if (shape.head_dim_k % group || shape.head_dim_v % group) {
+        return fail(MIKV_ERROR_UNSUPPORTED, "group %d does not divide head sizes %d and %d: use 0 or 32", group, shape.head_dim_k, shape.head_dim_v);
+    }
+    const int least = least_slots(config, shape);
+    if (config.budget_bytes == 0) {
+        const int wanted = int(std::lround(double(config.refined_share) * shape.n_cells));
+        *layout          = layout_with(config, shape, std::max(wanted, least));
+        return MIKV_OK;
+    }
+    const int64_t smallest = planned_bytes(layout_with(config, shape, least), shape);
+    if (smallest > config.budget_bytes) {
+        return fail(MIKV_ERROR_BUDGET, "a budget of %lld bytes is too small for base, sinks and window of %d cells: give at least %lld bytes",
+                    (long long) config.budget_bytes, shape.n_cells, (long long) smallest);
+    }
+    int low = least, high = shape.n_cells; // the most slots that fit: low always does
+    while (low < high) {
+        const int middle = low + (high - low + 1) / 2;
+        if (planned_bytes(layout_with(config, shape, middle), shape) <= config.budget_bytes) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    *layout = layout_with(config, shape, low);
+    return MIKV_OK;
+}
+
+int64_t f16_bytes(const mikv_shape & s) {
+    return int64_t(2) * s.n_layer * s.n_stream * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v);
+}
+
+mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const HeadLayout & layout) {
+    mikv_config applied   = config;
+    applied.group         = layout.k.group;
+    applied.head_dim_k    = shape.head_dim_k;
+    applied.head_dim_v    = shape.head_dim_v;
+    applied.refined_share = float(layout.n_slots) / float(shape.n_cells);
+    return applied;
+}
+
+} // namespace mikv

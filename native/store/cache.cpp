@@ -1,0 +1,190 @@
+#include "store/cache.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "kernel/batch.h"
+#include "store/error.h"
+
+namespace mikv {
+
+namespace {
+
+std::atomic<uint64_t> last_id{0};
+
+size_t table_bytes(const mikv_shape & s) {
+    // born, seen, staged: 4 bytes each; flags: 1 (CellTable::size_bytes adds the list of waiting cells)
+    return size_t(s.n_stream) * s.n_cells * 13;
+}
+
+size_t state_bytes(const HeadLayout & l) { return sizeof(HeadState) + sizeof(float) * l.k.dim + size_t(l.n_blocks()); }
+
+size_t staging_bytes(const mikv_shape & s, int n_tokens) {
+    return sizeof(float) * n_tokens * s.n_head_kv * size_t(s.head_dim_k + s.head_dim_v);
+}
+
+uint32_t next_free(const HeadView & h, uint32_t slot) {
+    uint32_t next;
+    std::memcpy(&next, &h.slot_mass[slot], sizeof(next));
+    return next;
+}
+
+void set_next_free(const HeadView & h, uint32_t slot, uint32_t next) { std::memcpy(&h.slot_mass[slot], &next, sizeof(next)); }
+
+} // namespace
+
+int64_t planned_bytes(const HeadLayout & layout, const mikv_shape & s) {
+    const int64_t heads = int64_t(s.n_layer) * s.n_stream * s.n_head_kv;
+    return heads * int64_t(layout.total_bytes() + state_bytes(layout)) + int64_t(table_bytes(s)) +
+           int64_t(staging_bytes(s, std::min(staging_tokens, s.n_cells)));
+}
+
+int take_slot(Head & head, uint32_t cell) {
+    HeadState & s = head.state;
+    if (s.n_free == 0) {
+        return -1;
+    }
+    const uint32_t slot       = s.first_free;
+    s.first_free              = next_free(head.view, slot);
+    head.view.slot_cell[slot] = cell;
+    head.view.slot_mass[slot] = 0.0f;
+    s.n_free--;
+    s.n_refined++;
+    return int(slot);
+}
+
+void free_slot_of(Head & head, int slot) {
+    HeadState & s             = head.state;
+    head.view.slot_cell[slot] = free_slot;
+    set_next_free(head.view, uint32_t(slot), s.first_free);
+    s.first_free = uint32_t(slot);
+    s.n_free++;
+    s.n_refined--;
+}
+
+int take_exact(Head & head, uint32_t cell) {
+    for (int e = 0; e < head.view.n_exact; e++) {
+        if (head.view.exact_cell[e] == free_slot) {
+            head.view.exact_cell[e] = cell;
+            head.state.n_exact++;
+            return e;
+        }
+    }
+    return -1;
+}
+
+void free_exact_of(Head & head, int row) {
+    head.view.exact_cell[row] = free_slot;
+    head.state.n_exact--;
+}
+
+mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers, std::shared_ptr<Cache> * out) {
+    HeadLayout layout;
+    if (mikv_status status = plan_head(config, shape, &layout)) {
+        return status;
+    }
+    std::shared_ptr<Cache> cache(new Cache);
+    cache->id_          = ++last_id;
+    cache->shape_       = shape;
+    cache->config_      = applied_config(config, shape, layout);
+    cache->layout_      = layout;
+    cache->policy_      = policy_named(config.policy);
+    cache->layers_      = std::move(layers);
+    const size_t heads  = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
+    const size_t layer_bytes = layout.total_bytes() * shape.n_stream * shape.n_head_kv;
+    for (int i = 0; i < shape.n_layer; i++) {
+        cache->memory_.push_back(std::make_unique<Memory>());
+        if (!cache->memory_.back()->allocate(layer_bytes)) {
+            return fail(MIKV_ERROR_MEMORY, "%zu bytes of memory for the KV cache are not to be had: use a smaller context or budget",
+                        layer_bytes * size_t(shape.n_layer));
+        }
+    }
+    cache->states_.resize(heads);
+    cache->mean_sums_.resize(heads * size_t(layout.k.dim));
+    cache->has_mean_.resize(heads * size_t(layout.n_blocks()));
+    for (int i = 0; i < shape.n_stream; i++) {
+        cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
+    }
+    cache->clear();
+    *out = cache;
+    return MIKV_OK;
+}
+
+bool Cache::reserve_staging(int n_tokens) {
+    if (n_tokens <= staging_.n_tokens) {
+        return true;
+    }
+    if (!staging_.memory.allocate(staging_bytes(shape_, n_tokens))) {
+        return false;
+    }
+    staging_.n_tokens = n_tokens;
+    staging_.k        = reinterpret_cast<float *>(staging_.memory.data());
+    staging_.v        = staging_.k + size_t(n_tokens) * shape_.n_head_kv * shape_.head_dim_k;
+    return true;
+}
+
+Head Cache::head(int index, int stream, int h) {
+    const int    i      = flat(index, stream, h);
+    const size_t offset = layout_.total_bytes() * (size_t(stream) * shape_.n_head_kv + h);
+    return {view_head(layout_, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout_.k.dim,
+            has_mean_.data() + size_t(i) * layout_.n_blocks()};
+}
+
+void Cache::index_cells(const Head & head, int n, int32_t * place) const {
+    const HeadView & h = head.view;
+    std::fill(place, place + n, place_base);
+    for (int slot = 0; slot < h.n_slots; slot++) {
+        if (h.slot_cell[slot] < uint32_t(n)) { // free_slot is above every cell
+            place[h.slot_cell[slot]] = slot;
+        }
+    }
+    for (int e = 0; e < h.n_exact; e++) {
+        if (h.exact_cell[e] < uint32_t(n)) {
+            place[h.exact_cell[e]] = -2 - e;
+        }
+    }
+}
+
+void Cache::reset_head(Head head) {
+    const HeadView & h = head.view;
+    head.state         = HeadState();
+    head.state.n_free  = h.n_slots;
+    for (int slot = 0; slot < h.n_slots; slot++) {
+        h.slot_cell[slot] = free_slot;
+        set_next_free(h, uint32_t(slot), uint32_t(slot + 1));
+    }
+    std::fill(h.exact_cell, h.exact_cell + h.n_exact, free_slot);
+    std::fill(h.k_mean, h.k_mean + size_t(layout_.n_blocks()) * h.k.dim, uint16_t(0));
+    std::fill(head.mean_sum, head.mean_sum + h.k.dim, 0.0f);
+    std::fill(head.has_mean, head.has_mean + layout_.n_blocks(), uint8_t(0));
+}
+
+void Cache::clear() {
+    for (int index = 0; index < shape_.n_layer; index++) {
+        for (int stream = 0; stream < shape_.n_stream; stream++) {
+            for (int h = 0; h < shape_.n_head_kv; h++) {
+                reset_head(head(index, stream, h));
+            }
+        }
+    }
+    for (auto & table : cells_) {
+        table->clear();
+    }
+}
+
+void Cache::copy_stream(int index, int from, int to) {
+    const size_t stream_bytes = layout_.total_bytes() * shape_.n_head_kv;
+    uint8_t *    memory       = memory_[index]->data();
+    std::memcpy(memory + stream_bytes * to, memory + stream_bytes * from, stream_bytes);
+    for (int h = 0; h < shape_.n_head_kv; h++) {
+        Head source = head(index, from, h), target = head(index, to, h);
+        target.state = source.state;
+        std::copy(source.mean_sum, source.mean_sum + layout_.k.dim, target.mean_sum);
+        std::copy(source.has_mean, source.has_mean + layout_.n_blocks(), target.has_mean);
+    }
+}
+
+void Cache::copy_stream_cells(int from, int to) { *cells_[to] = *cells_[from]; }
+
+} // namespace mikv

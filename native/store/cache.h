@@ -1,0 +1,103 @@
+// The object that remembers: all layers, streams and heads of one llama.cpp KV cache, with what is known of their rows.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "policy/policy.h"
+#include "store/budget.h"
+#include "store/cells.h"
+#include "store/memory.h"
+
+namespace mikv {
+
+// What a KV head needs to remember besides its arrays.
+struct HeadState {
+    uint32_t first_free = 0; // slots nobody holds: a list through slot_mass
+    int32_t  n_free     = 0;
+    int32_t  n_refined  = 0;
+    int32_t  n_exact    = 0;
+    int64_t  demotions  = 0;
+    double   mass[3]    = {0, 0, 0}; // attention mass on exact, refined and base rows
+    int32_t  mean_count = 0;         // keys in the running sum for the next block's mean
+};
+
+// One KV head of one layer and stream, with everything that belongs to it.
+struct Head {
+    HeadView   view;
+    HeadState & state;
+    float *    mean_sum;  // [k.dim] sum of the keys stored since the last block got its mean
+    uint8_t *  has_mean;  // [n_blocks]
+};
+
+// Exact rows of the micro-batch at work; all layers share it, one layer at a time.
+struct Staging {
+    Memory  memory;
+    int     n_tokens = 0; // room
+    float * k        = nullptr; // [n_tokens][n_head_kv * head_dim_k]
+    float * v        = nullptr;
+};
+
+class Cache {
+public:
+    // layers: llama.cpp's layer numbers, in the order of their index here.
+    static mikv_status create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers, std::shared_ptr<Cache> * cache);
+
+    uint64_t            id() const { return id_; }
+    const mikv_shape &  shape() const { return shape_; }
+    const mikv_config & config() const { return config_; }
+    const HeadLayout &  layout() const { return layout_; }
+    const Policy &      policy() const { return *policy_; }
+    int                 layer_number(int index) const { return layers_[index]; }
+
+    Head        head(int index, int stream, int head);
+    CellTable & cells(int stream) { return *cells_[stream]; }
+    Staging &   staging() { return staging_; }
+    bool        reserve_staging(int n_tokens);
+
+    // The place of each cell's row (CellIndex::place) for the cells [0, n).
+    void index_cells(const Head & head, int n, int32_t * place) const;
+
+    void clear();
+    // One layer's rows, keys and values; and what is known of the cells, once for all layers.
+    void copy_stream(int index, int from, int to);
+    void copy_stream_cells(int from, int to);
+    // Rows [n][n_head_kv][head_dim] of consecutive cells. Cells without a token read as zero.
+    void read(int index, bool value, int stream, int first_cell, int n, float * out);
+    // adopt: cells without a token hold one from now on (state load); else their rows are skipped, and so are rows that come back as they were
+    // read, up to rounding (a shift by nothing).
+    void write(int index, bool value, int stream, int first_cell, int n, const float * in, bool adopt);
+
+    mikv_stats       stats();
+    mikv_layer_stats layer_stats(int index);
+    void             precision(int index, int stream, uint8_t * out);
+    void             scores(int index, int stream, float * out);
+
+    Memory scratch; // working memory of the kernels (step.h)
+
+private:
+    Cache() = default;
+    void reset_head(Head head);
+    int  flat(int index, int stream, int head) const { return (index * shape_.n_stream + stream) * shape_.n_head_kv + head; }
+
+    uint64_t                                id_ = 0;
+    mikv_shape                              shape_{};
+    mikv_config                             config_{};
+    HeadLayout                              layout_{};
+    const Policy *                          policy_ = nullptr;
+    std::vector<int>                        layers_;
+    std::vector<std::unique_ptr<Memory>>    memory_; // [n_layer]
+    std::vector<HeadState>                  states_;
+    std::vector<float>                      mean_sums_;
+    std::vector<uint8_t>                    has_mean_;
+    std::vector<std::unique_ptr<CellTable>> cells_; // [n_stream]
+    Staging                                 staging_;
+};
+
+// --- slots of one head -----------------------------------------------------------------------------------------------------
+int  take_slot(Head & head, uint32_t cell); // -1: none free
+void free_slot_of(Head & head, int slot);
+int  take_exact(Head & head, uint32_t cell); // -1: none free
+void free_exact_of(Head & head, int row);
+
+} // namespace mikv

@@ -1,0 +1,67 @@
+// What is known of the cells of one stream, shared by all layers and heads: when each was stored, when a query last saw it, which are sinks
+// or recent, and which row of the micro-batch waits in which cell. llama.cpp announces none of this: it is read off the mask.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace mikv {
+
+// One stream's part of a micro-batch, as far as the mask tells. Cells are numbered within the stream.
+struct CellBatch {
+    const int64_t *  cells; // [n_tokens], within the stream after first_cell is subtracted
+    int64_t          first_cell;
+    const uint16_t * mask; // f16, null: everything is visible
+    int64_t          mask_stride;
+    int              n_tokens;
+    int              n_kv;
+};
+
+class CellTable {
+public:
+    explicit CellTable(int n_cells);
+
+    // Registers a micro-batch's tokens. sinks: the first so many tokens of a sequence are sinks; window: the last so many are recent.
+    void begin(const CellBatch & batch, int sinks, int window);
+    // A row arrived from outside (state load): the cell holds a token from now on.
+    void hold(int cell, int sinks);
+    void clear();
+
+    int      size() const { return int(born_.size()); }
+    bool     holds(int cell) const { return flags_[cell] & flag_holds; }
+    bool     is_sink(int cell) const { return flags_[cell] & flag_sink; }
+    bool     is_recent(int cell) const { return flags_[cell] & flag_recent; }
+    bool     is_guarded(int cell) const { return flags_[cell] & (flag_sink | flag_recent); }
+    // No query has seen the cell for a while: removed, or of a sequence that sleeps.
+    bool     is_forgotten(int cell) const { return batch_ - seen_[cell] > forgotten_after; }
+    uint32_t born(int cell) const { return born_[cell]; }
+    uint32_t now() const { return now_; }
+    int      n_held() const { return n_held_; }
+    int      end() const; // one past the highest cell that holds a token
+
+    const int32_t * staged() const { return staged_.data(); } // [n_cells]: row of the micro-batch, or -1
+    size_t          size_bytes() const;
+
+    static constexpr uint32_t forgotten_after = 64; // micro-batches
+
+private:
+    static constexpr uint8_t flag_holds  = 1;
+    static constexpr uint8_t flag_sink   = 2;
+    static constexpr uint8_t flag_recent = 4;
+
+    void take(int cell, bool sink);
+    void mark_seen(const CellBatch & batch);
+    void mark_recent(const CellBatch & batch, int token, int window);
+
+    std::vector<uint32_t> born_;
+    std::vector<uint32_t> seen_;
+    std::vector<uint8_t>  flags_;
+    std::vector<int32_t>  staged_;
+    std::vector<int>      waiting_; // cells with staged_ >= 0
+    uint32_t              now_    = 0; // tokens stored
+    uint32_t              batch_  = 0; // micro-batches
+    int                   n_held_ = 0;
+};
+
+} // namespace mikv

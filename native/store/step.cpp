@@ -1,0 +1,336 @@
+#include "store/step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/kernels.h"
+#include "store/commit.h"
+
+namespace mikv {
+
+namespace {
+
+constexpr int few_rows     = 24;   // query rows of a KV head up to which the decode kernel is used
+constexpr int block_rows   = 128;  // query rows that a prefill item works on
+constexpr int least_chunk  = 256;  // cells of a decode item
+constexpr int probe_chunk  = 1024; // cells of a probe item
+constexpr int probe_recent = 8;    // probe queries: the last so many,
+constexpr int probe_spread = 16;   //   and so many spread over the others
+
+size_t padded(size_t n) { return (n + 15) / 16 * 16; }
+
+// Memory of one thread for query rows; thread_buffer() belongs to the kernels.
+float * query_buffer(size_t n_floats) {
+    static thread_local std::vector<float> memory;
+    if (memory.size() < n_floats + 16) {
+        memory.resize(n_floats + 16);
+    }
+    return reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+}
+
+// ALiBi slope of a query head (Press et al., arXiv 2108.12409).
+float alibi_slope(float max_bias, int n_head, int head) {
+    if (max_bias <= 0.0f) {
+        return 1.0f;
+    }
+    const int   n    = 1 << int(std::floor(std::log2(double(n_head))));
+    const float base = std::pow(2.0f, -max_bias / float(n));
+    return head < n ? std::pow(base, float(head + 1)) : std::pow(std::pow(2.0f, -max_bias / 2.0f / float(n)), float(2 * (head - n) + 1));
+}
+
+} // namespace
+
+// All in floats, each array padded.
+struct Step::Scratch {
+    int32_t * place;   // [n_heads][n_kv]
+    int32_t * nothing; // [n_kv] of -1: no staged rows
+    float *   mass;    // [n_heads][n_kv]
+    float *   m;       // [n_stream][n_head][n_tokens]: final
+    float *   l;
+    float *   weights; // few: [n_heads][rows][n_kv]
+    float *   part_m;  // few: [n_heads][n_chunks][rows]
+    float *   part_l;
+    float *   part_acc; // few: [n_heads][n_chunks][rows][head_dim_v]
+    size_t    size_bytes;
+};
+
+Step::Step(Cache & cache, const StepShape & shape, int n_threads) : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)) {}
+
+bool Step::few() const { return shape_.n_tokens * group() <= few_rows || shape_.n_tokens == 1; }
+
+int Step::n_chunks() const {
+    const int wanted = (3 * n_threads_ + n_heads() - 1) / n_heads(); // enough items that threads end together
+    const int most   = std::max(1, shape_.n_kv / least_chunk);
+    return n_threads_ == 1 ? 1 : std::max(1, std::min(wanted, most));
+}
+
+Step::Scratch Step::lay_out() const {
+    Scratch      s;
+    float *      at   = reinterpret_cast<float *>(cache_.scratch.data());
+    float *      base = at;
+    const auto   take = [&at](size_t n) {
+        float * here = at;
+        at += padded(n);
+        return here;
+    };
+    const size_t heads = n_heads(), n_kv = shape_.n_kv;
+    const size_t rows   = size_t(shape_.n_tokens) * group();
+    const size_t chunks = few() ? n_chunks() : 0;
+    s.place    = reinterpret_cast<int32_t *>(take(heads * n_kv));
+    s.nothing  = reinterpret_cast<int32_t *>(take(n_kv));
+    s.mass     = take(heads * n_kv);
+    s.m        = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
+    s.l        = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
+    s.weights  = take(few() ? heads * rows * n_kv : 0);
+    s.part_m   = take(heads * chunks * rows);
+    s.part_l   = take(heads * chunks * rows);
+    s.part_acc = take(heads * chunks * rows * cache_.shape().head_dim_v);
+    s.size_bytes = size_t(at - base) * sizeof(float);
+    return s;
+}
+
+size_t Step::scratch_bytes(const Cache & cache, const StepShape & shape, int n_threads) {
+    return Step(const_cast<Cache &>(cache), shape, n_threads).lay_out().size_bytes;
+}
+
+bool Step::reserve() {
+    return cache_.scratch.grow(lay_out().size_bytes) && (!shape_.staged || cache_.reserve_staging(shape_.n_stream * shape_.n_tokens));
+}
+
+void Step::begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data) {
+    for (int s = 0; s < shape.n_stream; s++) {
+        const int       stream = shape.first_stream + s;
+        const CellBatch batch  = {cells + int64_t(s) * shape.n_tokens, int64_t(stream) * cache.shape().n_cells,
+                                  data.mask ? data.mask + s * data.mask_stream : nullptr, data.mask_token, shape.n_tokens, shape.n_kv};
+        cache.cells(stream).begin(batch, cache.config().sinks, cache.config().window);
+    }
+}
+
+void Step::index(int item) {
+    const Scratch s      = lay_out();
+    const int     stream = item / cache_.shape().n_head_kv, h = item % cache_.shape().n_head_kv;
+    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), shape_.n_kv, s.place + size_t(item) * shape_.n_kv);
+    std::fill_n(s.mass + size_t(item) * shape_.n_kv, shape_.n_kv, 0.0f);
+    if (item == 0) {
+        std::fill_n(s.nothing, shape_.n_kv, -1);
+    }
+}
+
+QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const {
+    const int g = group(), dim = cache_.shape().head_dim_k;
+    // with soft-capping the cap is applied to the scaled logit: scale stays here
+    for (int i = 0; i < g; i++) {
+        const int query_head = head * g + i;
+        slope[i]             = alibi_slope(data_.max_bias, shape_.n_head, query_head);
+        for (int t = 0; t < n_tokens; t++) {
+            const float * row = reinterpret_cast<const float *>(data_.q + stream * data_.q_stream_bytes + query_head * data_.q_head_bytes +
+                                                                (first_token + t) * data_.q_token_bytes);
+            float *       to  = q + (size_t(i) * n_tokens + t) * dim;
+            for (int d = 0; d < dim; d++) {
+                to[d] = row[d] * data_.scale;
+            }
+        }
+    }
+    return {q, slope, data_.mask + stream * data_.mask_stream + first_token * data_.mask_token, data_.mask_token, g * n_tokens, n_tokens, data_.softcap};
+}
+
+StagedRows Step::staged_rows(int stream, int head) const {
+    const mikv_shape & c = cache_.shape();
+    const int64_t      k_stride = int64_t(c.n_head_kv) * c.head_dim_k, v_stride = int64_t(c.n_head_kv) * c.head_dim_v;
+    const int64_t      first = int64_t(stream) * shape_.n_tokens;
+    return {cache_.staging().k + first * k_stride + head * c.head_dim_k, cache_.staging().v + first * v_stride + head * c.head_dim_v, k_stride, v_stride};
+}
+
+CellIndex Step::cell_index(int stream, int head) const {
+    const Scratch s    = lay_out();
+    const int     item = stream * cache_.shape().n_head_kv + head;
+    return {s.place + size_t(item) * shape_.n_kv, shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing};
+}
+
+int Step::attend_items() const {
+    const int tokens = std::max(1, block_rows / group());
+    return n_heads() * (few() ? n_chunks() : (shape_.n_tokens + tokens - 1) / tokens);
+}
+
+void Step::attend(int item) {
+    // Prefill: a causal batch's last blocks see the most cells, so they go first and threads end together.
+    if (few()) {
+        attend_chunk(item % n_heads(), item / n_heads());
+    } else {
+        attend_block(item % n_heads(), attend_items() / n_heads() - 1 - item / n_heads());
+    }
+}
+
+void Step::attend_chunk(int head_item, int chunk) {
+    const Scratch      s = lay_out();
+    const mikv_shape & c = cache_.shape();
+    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
+    const int          rows = g * shape_.n_tokens, n = n_chunks();
+    // chunks at multiples of 64 cells, so that kernels meet whole tiles
+    const int          tiles = (shape_.n_kv + 63) / 64;
+    const int          first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
+    float *            q    = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
+    const QueryRows    query = gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k));
+    const size_t       part  = size_t(head_item) * n + chunk;
+    const Partial      out   = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
+    kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, first, last,
+                         s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
+}
+
+void Step::write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m, float * final_l) const {
+    const int dim    = cache_.shape().head_dim_v;
+    float     factor = 1.0f;
+    if (data_.sinks) { // an attention sink is one more logit without a value
+        const float sink = data_.sinks[query_head];
+        const float top  = std::max(m, sink);
+        factor           = l > 0.0f ? std::exp(m - top) : 0.0f;
+        l                = l * factor + std::exp(sink - top);
+        m                = top;
+    }
+    const float inverse = l > 0.0f ? factor / l : 0.0f;
+    float *     out     = data_.out + ((size_t(stream) * shape_.n_tokens + token) * shape_.n_head + query_head) * dim;
+    for (int i = 0; i < dim; i++) {
+        out[i] = acc[i] * inverse;
+    }
+    const size_t at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
+    final_m[at]     = m;
+    final_l[at]     = l;
+}
+
+void Step::attend_block(int head_item, int block) {
+    const Scratch      s = lay_out();
+    const mikv_shape & c = cache_.shape();
+    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
+    const int          most  = std::max(1, block_rows / g);
+    const int          first = block * most, n = std::min(most, shape_.n_tokens - first), rows = g * n;
+    const size_t       q_size = padded(size_t(rows) * c.head_dim_k), row_size = padded(rows);
+    float *            q      = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * c.head_dim_v + 16);
+    float *            slope  = q + q_size;
+    const QueryRows    query  = gather(stream, h, first, n, q, slope);
+    const Partial      out    = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
+    kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, 0,
+                          shape_.n_kv, out);
+    for (int row = 0; row < rows; row++) {
+        write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * c.head_dim_v, s.m, s.l);
+    }
+}
+
+void Step::merge_chunks(int head_item) {
+    const Scratch      s = lay_out();
+    const mikv_shape & c = cache_.shape();
+    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
+    const int          rows = group() * shape_.n_tokens, n = n_chunks(), dim = c.head_dim_v, tiles = (shape_.n_kv + 63) / 64;
+    std::vector<float> acc(dim);
+    for (int row = 0; row < rows; row++) {
+        const auto part = [&](int chunk) { return (size_t(head_item) * n + chunk) * rows + row; };
+        float      m = masked_logit, l = 0.0f;
+        for (int chunk = 0; chunk < n; chunk++) {
+            m = s.part_l[part(chunk)] > 0.0f ? std::max(m, s.part_m[part(chunk)]) : m;
+        }
+        std::fill(acc.begin(), acc.end(), 0.0f);
+        for (int chunk = 0; chunk < n; chunk++) {
+            const size_t at = part(chunk);
+            if (s.part_l[at] > 0.0f) {
+                const float factor = std::exp(s.part_m[at] - m);
+                l += s.part_l[at] * factor;
+                for (int i = 0; i < dim; i++) {
+                    acc[i] += s.part_acc[at * dim + i] * factor;
+                }
+            }
+        }
+        const int query_head = h * group() + row / shape_.n_tokens, token = row % shape_.n_tokens;
+        write_out(stream, query_head, token, m, l, acc.data(), s.m, s.l);
+        const size_t final_at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
+        for (int chunk = 0; chunk < n && s.l[final_at] > 0.0f; chunk++) {
+            const int    first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
+            const size_t at = part(chunk);
+            if (s.part_l[at] > 0.0f) {
+                kernels().add_scaled(s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + first,
+                                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], last - first,
+                                     s.mass + size_t(head_item) * shape_.n_kv + first);
+            }
+        }
+    }
+}
+
+int Step::n_probes() const { return std::min(shape_.n_tokens, probe_recent + probe_spread); }
+
+// The last probe_recent tokens, and probe_spread at even distances before them.
+int Step::probe_token(int i) const {
+    const int n = n_probes(), before = n - std::min(n, probe_recent);
+    if (i >= before) {
+        return shape_.n_tokens - n + i;
+    }
+    return int(int64_t(shape_.n_tokens - (n - before)) * i / before);
+}
+
+int Step::probe_items() const { return few() || !shape_.staged ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk); }
+
+void Step::probe(int item) {
+    const Scratch      s = lay_out();
+    const mikv_shape & c = cache_.shape();
+    const int          head_item = item % n_heads(), chunk = item / n_heads();
+    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group(), n = n_probes(), rows = g * n;
+    const int          first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
+    const size_t       q_size = padded(size_t(rows) * c.head_dim_k), mask_size = padded(size_t(n) * probe_chunk / 2);
+    float *            q      = query_buffer(q_size + padded(g) + mask_size + size_t(rows) * width + 16);
+    float *            slope  = q + q_size;
+    uint16_t *         mask   = reinterpret_cast<uint16_t *>(slope + padded(g));
+    float *            logits = slope + padded(g) + mask_size;
+    QueryRows          query  = {q, slope, mask - first, probe_chunk, rows, n, data_.softcap};
+    for (int i = 0; i < n; i++) {
+        const int        t   = probe_token(i);
+        const uint16_t * row = data_.mask + stream * data_.mask_stream + t * data_.mask_token + first;
+        std::copy(row, row + width, mask + size_t(i) * probe_chunk);
+        std::vector<float> one(size_t(g) * c.head_dim_k);
+        gather(stream, h, t, 1, one.data(), slope);
+        for (int j = 0; j < g; j++) {
+            std::copy_n(one.data() + size_t(j) * c.head_dim_k, c.head_dim_k, q + (size_t(j) * n + i) * c.head_dim_k);
+        }
+    }
+    kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, first, last,
+                    logits - first, width);
+    for (int row = 0; row < rows; row++) {
+        const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + probe_token(row % n);
+        if (s.l[at] > 0.0f) {
+            kernels().weigh(logits + size_t(row) * width, s.m[at], width);
+            kernels().add_scaled(logits + size_t(row) * width, 1.0f / s.l[at], width, s.mass + size_t(head_item) * shape_.n_kv + first);
+        }
+    }
+}
+
+void Step::commit(int head_item) {
+    if (few() && data_.out) {
+        merge_chunks(head_item);
+    }
+    if (shape_.staged) {
+        commit_staged(head_item);
+    }
+}
+
+void Step::commit_staged(int head_item) {
+    const Scratch      s = lay_out();
+    const mikv_shape & c = cache_.shape();
+    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
+    const int64_t      first_cell = int64_t(shape_.first_stream + stream) * c.n_cells;
+    std::vector<int>   cells(shape_.n_tokens);
+    int                end = shape_.n_kv;
+    for (int t = 0; t < shape_.n_tokens; t++) {
+        cells[t] = int(cell_ids_[int64_t(stream) * shape_.n_tokens + t] - first_cell);
+        end      = std::max(end, cells[t] + 1);
+    }
+    int32_t *            place = s.place + size_t(head_item) * shape_.n_kv;
+    std::vector<int32_t> longer;
+    if (end > shape_.n_kv || !data_.out) { // cells beyond what attention looked at, or no attention: the index is not there
+        longer.resize(end);
+        cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), end, longer.data());
+        place = longer.data();
+    }
+    const StagedRows rows  = staged_rows(stream, h);
+    const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(n_probes());
+    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride, rows.v_stride, place,
+                         end, data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale});
+}
+
+} // namespace mikv

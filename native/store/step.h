@@ -1,0 +1,82 @@
+// One layer's part of a micro-batch: stage, index, attend, probe, commit. Each phase is a number of independent work items; whoever owns threads
+// runs the items of a phase on as many as it likes and waits before the next phase.
+#pragma once
+
+#include <vector>
+
+#include "kernel/batch.h"
+#include "store/cache.h"
+
+namespace mikv {
+
+struct StepShape {
+    int     index;        // layer
+    int     n_stream;     // streams in the batch, from first_stream on
+    int     first_stream;
+    int     n_tokens;     // per stream
+    int     n_kv;         // cells that attention looks at
+    int     n_head;       // query heads
+    bool    staged;       // this layer's rows of the micro-batch wait in the staging; else attention sees committed rows only
+};
+
+struct StepData {
+    const char *     q = nullptr; // f32; strides in bytes
+    int64_t          q_token_bytes = 0, q_head_bytes = 0, q_stream_bytes = 0;
+    const uint16_t * mask = nullptr; // f16, or null: everything is visible; strides in values
+    int64_t          mask_token = 0, mask_stream = 0;
+    const float *    sinks = nullptr; // [n_head] or null
+    float *          out   = nullptr; // [n_stream][n_tokens][n_head][head_dim_v]
+    float            scale = 1, max_bias = 0, softcap = 0;
+};
+
+class Step {
+public:
+    // Plans the items; n_threads is a hint for how finely to cut. Reserves scratch in the cache: false if memory is short.
+    Step(Cache & cache, const StepShape & shape, int n_threads);
+    static size_t scratch_bytes(const Cache & cache, const StepShape & shape, int n_threads);
+    bool          reserve(); // once all steps of a graph are known to be no larger: the steps share the scratch
+
+    void bind(const StepData & data) { data_ = data; } // before the first phase that needs it
+    // cells: [n_stream * n_tokens], stream * n_cells + cell, as llama.cpp gives them. Once per micro-batch, before any layer is indexed.
+    static void begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data);
+    // Which cells this layer's staged rows go to.
+    void bind_cells(const int64_t * cells) { cell_ids_ = cells; }
+
+    int  index_items() const { return n_heads(); }
+    void index(int item);
+    int  attend_items() const;
+    void attend(int item);
+    int  probe_items() const; // 0: nothing to probe
+    void probe(int item);
+    int  commit_items() const { return n_heads(); }
+    void commit(int item); // merges what attend left in parts; stores the staged rows, if there are any
+
+private:
+    struct Scratch; // where the arrays lie
+    Scratch    lay_out() const;
+    int        n_heads() const { return shape_.n_stream * cache_.shape().n_head_kv; }
+    int        group() const { return shape_.n_head / cache_.shape().n_head_kv; }
+    bool       few() const;
+    int        n_chunks() const;
+    int        n_probes() const;
+    int        probe_token(int i) const;
+    QueryRows  gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
+    StagedRows staged_rows(int stream, int head) const;
+    CellIndex  cell_index(int stream, int head) const;
+    void       attend_chunk(int head_item, int chunk);
+    void       attend_block(int head_item, int block);
+    void       merge_chunks(int head_item);
+    void       write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m, float * final_l) const;
+    void       commit_staged(int head_item);
+
+    Cache &         cache_;
+    StepShape       shape_;
+    int             n_threads_;
+    StepData        data_;
+    const int64_t * cell_ids_ = nullptr;
+};
+
+// All phases of one layer, one after another, on n_threads threads of its own: for use without llama.cpp.
+mikv_status run_step(Cache & cache, int index, const mikv_step & step, int n_threads);
+
+} // namespace mikv
