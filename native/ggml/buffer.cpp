@@ -222,19 +222,22 @@ bool KvBuffer::make_caches(const std::vector<WantedTensor> & wanted) {
     return true;
 }
 
-void KvBuffer::announce() {
-    for (const auto & cache : caches_) {
-        const mikv_stats  s = cache->stats();
-        const mikv_config c = s.config;
-        GGML_LOG_INFO("mikv: %s: %d layers x %d cells, K%d V%d, %.0f %% refined to %d bits by %s: %.2f MiB, %.1f %% of f16\n", device_.name.c_str(),
-                      s.shape.n_layer, s.shape.n_cells, c.k_bits, c.v_bits, 100.0 * double(c.refined_share), c.refined_bits, c.policy,
-                      double(s.bytes_total) / 1048576.0, 100.0 * double(s.bytes_total) / double(s.bytes_f16));
+// One line for each cache, once its head sizes are certain.
+void KvBuffer::announce(Cache & cache) {
+    if (!announced_.insert(cache.id()).second) {
+        return;
     }
+    const mikv_stats  s = cache.stats();
+    const mikv_config c = s.config;
+    GGML_LOG_INFO("mikv: %s: %d layers x %d cells, K%d V%d, %.0f %% refined to %d bits by %s: %.2f MiB, %.1f %% of f16\n", device_.name.c_str(),
+                  s.shape.n_layer, s.shape.n_cells, c.k_bits, c.v_bits, 100.0 * double(c.refined_share), c.refined_bits, c.policy,
+                  double(s.bytes_total) / 1048576.0, 100.0 * double(s.bytes_total) / double(s.bytes_f16));
 }
 
 void KvBuffer::fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v) {
     Cache & old = cache(tensor);
     if (old.shape().head_dim_k == head_dim_k && old.shape().head_dim_v == head_dim_v) {
+        announce(old);
         return;
     }
     mikv_shape shape      = old.shape();
@@ -254,7 +257,7 @@ void KvBuffer::fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v
     forget_cache(old.id());
     register_cache(fitted);
     caches_[size_t(tensor.cache)] = fitted;
-    announce();
+    announce(*fitted);
 }
 
 KvTensor * KvBuffer::claim(const char * tensor_name) {
@@ -362,7 +365,6 @@ ggml_backend_buffer_t KvBuffer::allocate(Device & device, const std::vector<Want
     if (!buffer->base_ || !buffer->make_caches(wanted)) {
         return nullptr;
     }
-    buffer->announce();
     device.buffers.push_back(buffer.get());
     return ggml_backend_buffer_init(&device.owned, buffer_interface, buffer.release(), size_bytes);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 
 #include "ggml/device.h"
 #include "store/cache.h"
@@ -38,7 +39,7 @@ public:
 private:
     explicit KvBuffer(Device & device) : device_(device), requested_(device.config) {}
     bool  make_caches(const std::vector<WantedTensor> & wanted);
-    void  announce();
+    void  announce(Cache & cache);
 
     Device &                              device_;
     mikv_config                           requested_; // the device's config when the buffer was made
@@ -46,6 +47,7 @@ private:
     std::vector<std::pair<int64_t, int64_t>> widths_; // n_embd of keys and values of each cache
     std::vector<std::unique_ptr<KvTensor>> tensors_;
     std::vector<std::pair<int, bool>>     names_;     // layer and kind of each of tensors_
+    std::set<uint64_t>                    announced_;
     void *                                base_       = nullptr; // address space that nobody touches: tensors want addresses
     size_t                                base_bytes_ = 0;
 };

@@ -159,10 +159,10 @@ void commit_rows(Cache & cache, const Commit & c) {
     if (cache.config().center_keys) {
         update_means(head, table, c.place, c.cells, c.n, c.k, c.k_stride, false);
     }
-    float * centred = thread_buffer(size_t(head.view.k.dim));
+    std::vector<float> centred(size_t(head.view.k.dim));
     for (int i = 0; i < c.n; i++) {
         const int32_t place = c.place[c.cells[i]];
-        store_key(head.view, c.cells[i], place, c.k + i * c.k_stride, centred);
+        store_key(head.view, c.cells[i], place, c.k + i * c.k_stride, centred.data());
         store_value(head.view, c.cells[i], place, c.v + i * c.v_stride);
     }
 }

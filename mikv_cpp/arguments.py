@@ -1,0 +1,158 @@
+"""The words of the command line: llama.cpp's where it has them, KVConfig's for the cache."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, NoReturn, Optional
+
+from mikv_cpp.answer import Sampling
+from mikv_cpp.config import DEFAULT_PRESET, KVConfig
+from mikv_cpp.errors import ConfigError
+
+_CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: see --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `python -m mikv_cpp.run`."""
+    parser = _Parser(
+        prog="python -m mikv_cpp.run",
+        description="Run a GGUF model with a mixed-precision KV cache. Without a prompt, at a terminal, it chats.",
+        epilog="A prompt goes through the model's chat template if it has one; --raw continues the plain text instead.",
+    )
+    parser.add_argument("model", nargs="?", help="a GGUF file; without one, SmolLM2-135M-Instruct is fetched once (93 MB)")
+    _add_prompt(parser)
+    _add_sampling(parser)
+    _add_cache(parser)
+    _add_machine(parser)
+    _add_output(parser)
+    return parser
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("-p", "--prompt", metavar="TEXT", help="answer this")
+    one.add_argument(
+        "-f", "--file", metavar="FILE", help="answer what this text file says; without -p and -f, stdin if it is a pipe"
+    )
+    group.add_argument("-sys", "--system-prompt", metavar="TEXT", help="system message of the chat")
+    group.add_argument("--raw", action="store_true", help="no chat template: continue the text")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    default = Sampling()
+    group = parser.add_argument_group("sampling")
+    group.add_argument("-n", "--n-predict", type=int, default=-1, metavar="N", help="tokens to generate; -1: until the end")
+    group.add_argument("--temp", type=float, default=default.temp, metavar="T", help="0: greedy (default %(default)s)")
+    group.add_argument("--top-k", type=int, default=default.top_k, metavar="N", help="default %(default)s; 0: off")
+    group.add_argument("--top-p", type=float, default=default.top_p, metavar="P", help="default %(default)s; 1: off")
+    group.add_argument("--min-p", type=float, default=default.min_p, metavar="P", help="default %(default)s; 0: off")
+    group.add_argument(
+        "--repeat-penalty", type=float, default=default.repeat_penalty, metavar="X", help="default %(default)s: off"
+    )
+    group.add_argument("-s", "--seed", type=int, default=-1, metavar="N", help="-1: another one each time")
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("KV cache")
+    presets = ", ".join([*KVConfig.presets(), "off"])
+    group.add_argument("--kv", default=DEFAULT_PRESET, metavar="PRESET", help=f"one of {presets} (default %(default)s)")
+    group.add_argument("--budget", metavar="BYTES", help='bytes it may take: "25%%" of the f16 cache, 1.5GiB, 800MB')
+    group.add_argument("--k-bits", type=int, metavar="N", help="bits of a key that is not refined: 2, 3, 4")
+    group.add_argument("--v-bits", type=int, metavar="N", help="the same for a value")
+    group.add_argument("--refined-bits", type=int, metavar="N", help="bits of a refined token: 4, 5, 6, 8")
+    group.add_argument("--refined-share", type=float, metavar="X", help="share of tokens that may be refined: 0 to 1")
+    group.add_argument("--policy", metavar="NAME", help="who is refined: h2o, recent, random")
+    group.add_argument("--sinks", type=int, metavar="N", help="first tokens, kept exact")
+    group.add_argument("--window", type=int, metavar="N", help="most recent tokens, always refined")
+    group.add_argument(
+        "-c", "--ctx-size", type=int, default=0, metavar="N", help="context; 0: the model's, as far as memory allows"
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "-t", "--threads", type=int, default=0, metavar="N", help="default: every processor this process may use"
+    )
+    group.add_argument(
+        "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt tokens at a time (default %(default)s)"
+    )
+    group.add_argument(
+        "-ub", "--ubatch-size", type=int, default=512, metavar="N", help="of these, computed together (%(default)s)"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--stats", action="store_true", help="a table by layer at the end, on stderr")
+    group.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text")
+    group.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log, and tracebacks")
+
+
+def kv_setting(options: argparse.Namespace) -> Optional[KVConfig]:
+    """The cache that the options ask for; None for llama.cpp's own.
+
+    Raises:
+        ConfigError: a value that cannot be used, alone or with the others.
+    """
+    changes: dict[str, Any] = {name: getattr(options, name) for name in _CACHE_FIELDS if getattr(options, name) is not None}
+    if options.kv == "off":
+        if changes:
+            raise ConfigError(
+                f"--kv off cannot be combined with --{next(iter(changes)).replace('_', '-')}: leave one of them out"
+            )
+        return None
+    if "budget" in changes and "refined_share" in changes:
+        raise ConfigError("--budget and --refined-share both say how much is refined: leave one of them out")
+    return KVConfig.preset(options.kv, **changes)
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse numbers that llama.cpp would stumble over.
+
+    Raises:
+        ConfigError: one of them.
+    """
+    for name, least in (
+        ("ctx_size", 0),
+        ("batch_size", 1),
+        ("ubatch_size", 1),
+        ("threads", 0),
+        ("n_predict", -1),
+        ("top_k", 0),
+    ):
+        value = getattr(options, name)
+        if value < least or value > 2**31 - 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} is not possible: use {least} or more")
+    for name, least_float, largest in (
+        ("temp", 0.0, 100.0),
+        ("top_p", 0.0, 1.0),
+        ("min_p", 0.0, 1.0),
+        ("repeat_penalty", 0.0, 100.0),
+    ):
+        number = getattr(options, name)
+        if not least_float <= number <= largest:
+            raise ConfigError(f"--{name.replace('_', '-')} {number} is not possible: use {least_float:g} to {largest:g}")
+    if not -1 <= options.seed < 2**32:
+        raise ConfigError(f"--seed {options.seed} is not possible: use -1 to {2**32 - 1}")
+
+
+def sampling(options: argparse.Namespace) -> Sampling:
+    """The sampling options."""
+    return Sampling(**{name: getattr(options, name) for name in vars(Sampling())})
+
+
+def n_threads(options: argparse.Namespace) -> int:
+    """-t, else every processor that this process may use."""
+    if options.threads:
+        return int(options.threads)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

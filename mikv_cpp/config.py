@@ -1,0 +1,191 @@
+"""How a cache stores its tokens: `KVConfig`, its presets, and the words in which a budget may be given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Optional, Union
+
+from mikv_cpp.errors import ConfigError
+
+BASE_BITS = (2, 3, 4)
+REFINED_BITS = (4, 5, 6, 8)
+GROUPS = (0, 32, 64)
+MAX_SINKS = 64
+MAX_WINDOW = 4096
+
+#: Policies of the native library; `register_policy` adds names.
+POLICIES = ["h2o", "recent", "random"]
+
+_UNIT_BYTES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+_BUDGET_FORMS = 'say "25%" (of the f16 cache), "1.5GiB", "800MB", or a number of bytes'
+
+
+class Budget(NamedTuple):
+    """A parsed budget: a share of the f16 cache's bytes, or a number of bytes; the other one is None."""
+
+    share: Optional[float]
+    size_bytes: Optional[int]
+
+    def of(self, f16_bytes: int) -> int:
+        """Bytes of this budget for a cache that takes f16_bytes in f16."""
+        if self.size_bytes is not None:
+            return self.size_bytes
+        return int((self.share or 0.0) * f16_bytes)
+
+
+def parse_budget(budget: Union[str, int]) -> Budget:
+    """Read "25%", "1.5GiB", "800MB" or a number of bytes.
+
+    Raises:
+        ConfigError: other text, nothing, or more than 100 %.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (str, int)):
+        raise ConfigError(f"budget {budget!r} is not text or a whole number: {_BUDGET_FORMS}")
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%|[A-Za-z]*)\s*", str(budget), flags=re.ASCII)
+    unit = match.group(2).upper() if match else ""
+    if match is None or (unit != "%" and unit not in _UNIT_BYTES):
+        raise ConfigError(f"budget {budget!r} cannot be read: {_BUDGET_FORMS}")
+    number = float(match.group(1))
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise ConfigError(f"budget {budget!r} is not above 0 % and at most 100 % of the f16 cache: {_BUDGET_FORMS}")
+        return Budget(share=number / 100, size_bytes=None)
+    size_bytes = number * _UNIT_BYTES[unit]
+    if not 1 <= size_bytes < 2**63:
+        raise ConfigError(f"budget {budget!r} is not a usable number of bytes: {_BUDGET_FORMS}")
+    return Budget(share=None, size_bytes=int(size_bytes))
+
+
+@dataclass(frozen=True)
+class KVConfig:
+    """How a cache stores its tokens. Frozen; every field is checked when it is made.
+
+    Attributes:
+        k_bits: bits of a key that is not refined, 2, 3 or 4.
+        v_bits: the same for a value.
+        refined_bits: bits of a refined token, keys and values, 4, 5, 6 or 8; not below k_bits and v_bits.
+        refined_share: share of the cache's cells that may be refined, 0 to 1; 0 leaves just what sinks and window need.
+            Not used when there is a budget.
+        policy: who is refined when not all can be: "h2o", "recent", "random", or a name given to `register_policy`.
+        sinks: first tokens of a sequence, kept exact (f16), 0 to 64.
+        window: most recent tokens of a sequence, always refined, 0 to 4096.
+        center_keys: subtract the mean key of each block of 128 tokens before quantizing.
+        group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it.
+        budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    k_bits: int = 3
+    v_bits: int = 2
+    refined_bits: int = 5
+    refined_share: float = 0.28
+    policy: str = "h2o"
+    sinks: int = 4
+    window: int = 64
+    center_keys: bool = True
+    group: int = 0
+    budget: Union[str, int, None] = None
+
+    def __post_init__(self) -> None:
+        _check_choice("k_bits", self.k_bits, BASE_BITS)
+        _check_choice("v_bits", self.v_bits, BASE_BITS)
+        _check_choice("refined_bits", self.refined_bits, REFINED_BITS)
+        if self.refined_bits < max(self.k_bits, self.v_bits):
+            raise ConfigError(
+                f"refined_bits={self.refined_bits} is below the base (k_bits={self.k_bits}, v_bits={self.v_bits}): "
+                "raise refined_bits or lower the base bits"
+            )
+        _check_choice("group", self.group, GROUPS)
+        _check_range("sinks", self.sinks, MAX_SINKS)
+        _check_range("window", self.window, MAX_WINDOW)
+        if isinstance(self.refined_share, bool) or not isinstance(self.refined_share, (int, float)):
+            raise ConfigError(f"refined_share={self.refined_share!r} is not a number: use 0 to 1")
+        if not 0 <= self.refined_share <= 1:
+            raise ConfigError(f"refined_share={self.refined_share} is not between 0 and 1: 0.28 refines 28 % of the cells")
+        if not isinstance(self.center_keys, bool):
+            raise ConfigError(f"center_keys={self.center_keys!r} is neither True nor False")
+        if self.policy not in POLICIES:
+            raise ConfigError(f"unknown policy {self.policy!r}: use one of {_listed(POLICIES)}, or register_policy() it first")
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> KVConfig:
+        """The preset called `name`, with some fields changed: `KVConfig.preset("paper", budget="25%")`.
+
+        Raises:
+            ConfigError: an unknown preset or field, or a value that cannot be used.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}: use one of {_listed(cls.presets())}")
+        unknown = sorted(set(changes) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"KVConfig has no field {unknown[0]!r}: it has {_listed(cls.__dataclass_fields__)}")
+        return replace(PRESETS[name], **changes)
+
+    @staticmethod
+    def presets() -> list[str]:
+        """Names of the presets, the default first."""
+        return list(PRESETS)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in choices:
+        raise ConfigError(f"{name}={value!r} is not possible: use one of {_listed(map(str, choices))}")
+
+
+def _check_range(name: str, value: object, largest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+        raise ConfigError(f"{name}={value!r} is not possible: use a whole number from 0 to {largest}")
+
+
+#: One row for each preset. Bits per value are all in (head size 64, long context).
+PRESETS: dict[str, KVConfig] = {
+    # 3.7 bits: the default, best quality for its bytes
+    "mikv": KVConfig(),
+    # 3.7 bits: the shape of the MiKV paper
+    "paper": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20),
+    # 4.5 bits: retrieval and code, nearer to f16
+    "k4v3": KVConfig(k_bits=4, v_bits=3, refined_bits=8, refined_share=0.10),
+    # 4.6 bits: no token singled out but sinks and window
+    "sinks": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=0.0, policy="recent"),
+    # 8.5 bits: every token at 8 bits
+    "q8": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=1.0),
+}
+
+DEFAULT_PRESET = "mikv"
+
+#: What `Llama(kv=...)` takes.
+KVSetting = Union[KVConfig, str, None]
+
+
+def resolve_config(kv: KVSetting) -> Optional[KVConfig]:
+    """What `Llama(kv=...)` means: None the default preset, "off" llama.cpp's own cache (None here), other text a preset.
+
+    Raises:
+        ConfigError: an unknown preset, or something else altogether.
+    """
+    if kv is None:
+        return KVConfig.preset(DEFAULT_PRESET)
+    if isinstance(kv, KVConfig):
+        return kv
+    if isinstance(kv, str):
+        return None if kv == "off" else KVConfig.preset(kv)
+    raise ConfigError(f'kv={kv!r} is not possible: use a KVConfig, the name of a preset, or "off"')

@@ -1,0 +1,1 @@
+"""Measuring what a compressed cache costs: `python -m mikv_cpp.eval kl | lines | memory | greedy`."""

@@ -1,0 +1,408 @@
+"""`Llama`: a llama_cpp.Llama whose KV cache is kept in mixed precision. The only file that knows llama_cpp."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mikv_cpp.cache import KVCache, KVStats, plain_stats
+from mikv_cpp.config import KVSetting, resolve_config
+from mikv_cpp.errors import ConfigError, LibraryError, ModelError, StateError
+from mikv_cpp.model_file import ModelFile, read_model_file
+from mikv_cpp.native import Library, PolicyQuery
+from mikv_cpp.plan import Plan, check_memory, n_cells, plan_cache
+
+LLAMA_CPP_VERSION = "0.3.36"  # pyproject.toml pins the same; tests compare the two
+
+try:
+    import llama_cpp
+    import llama_cpp.llama_cpp as api
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+except (ImportError, OSError, RuntimeError) as _error:
+    raise LibraryError(
+        f"llama-cpp-python {LLAMA_CPP_VERSION} cannot be loaded ({_error}): `pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
+    ) from _error
+
+_DEVICE_PREFIX = b"MIKV"
+_DEVICE = b"MIKV0"
+_ALL_LAYERS = 0x7FFFFFFF
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
+_making = threading.Lock()  # a device's configuration belongs to the next cache on it: one is made at a time
+
+
+# --- ggml and the plug-in -----------------------------------------------------------------------------------------------------
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the ggml that libllama uses, found through libllama itself: its folder holds further copies of ggml."""
+    library: Any = api._lib
+    if (
+        sys.platform == "win32"
+    ):  # there, a library does not show what it links to; ggml.dll and ggml-base.dll are loaded already
+        folder = Path(api.__file__).parent / "lib"
+        both = [ctypes.CDLL(str(folder / file)) for file in ("ggml.dll", "ggml-base.dll")]
+        library = next(part for part in both if hasattr(part, name))
+    return ctypes.CFUNCTYPE(result, *arguments)((name, library))
+
+
+def check_version() -> None:
+    """Refuse any llama-cpp-python but the one that the native library was built for.
+
+    Raises:
+        LibraryError: another version is installed.
+    """
+    found = llama_cpp.__version__
+    if found != LLAMA_CPP_VERSION:
+        raise LibraryError(
+            f"llama-cpp-python {found} is installed, but mikv_cpp needs {LLAMA_CPP_VERSION}: "
+            f"`pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
+        )
+
+
+@functools.cache
+def native_library() -> Library:
+    """The native library, loaded once.
+
+    Raises:
+        LibraryError: it is missing, or of another ggml or llama-cpp-python.
+    """
+    check_version()
+    return Library(_ggml("ggml_version", ctypes.c_char_p)().decode())
+
+
+def mikv_device() -> int:
+    """Address of the MIKV device, registering it with ggml the first time.
+
+    Raises:
+        LibraryError: llama.cpp refuses the plug-in.
+    """
+    library = native_library()
+    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    if not by_name(_DEVICE):
+        with _ErrorLog(forward=False) as log:
+            _ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
+        if not by_name(_DEVICE):
+            reason = library.last_error() or log.first or "it registered no device"
+            raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")
+    return int(by_name(_DEVICE))
+
+
+def plain_devices() -> list[int]:
+    """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
+    get = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    kind = _ggml("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    every = [get(i) for i in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)())]
+    return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
+
+
+def device_list(devices: Sequence[int]) -> Any:
+    """The NULL-terminated array that llama_model_params.devices points to; the caller keeps it alive."""
+    return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+
+
+def register_policy(name: str, rank: Callable[[PolicyQuery], NDArray[np.float32]]) -> None:
+    """Make a Python function the policy called `name`, in the place of one that was registered so before.
+
+    rank(query) gets a PolicyQuery of n rows and returns float32 [n]: rows with the highest priority keep or get refinement.
+    It is called at commits, from llama.cpp's worker threads; if it fails, the failure is logged once and the rows get
+    priority 0.
+
+    Raises:
+        ConfigError: the name of a built-in policy, or one that cannot be used.
+    """
+    native_library().register_policy(name, rank)
+
+
+# --- llama.cpp's log ----------------------------------------------------------------------------------------------------------
+
+
+class _ErrorLog:
+    """While it is open, the first error in llama.cpp's log is kept: later ones are its echo. The log is one per process.
+
+    forward: pass every line on to where it went before.
+    """
+
+    def __init__(self, forward: bool = True) -> None:
+        self.first = ""
+        self._forward = forward
+        self._before = api.llama_log_callback()
+        self._before_data = ctypes.c_void_p()
+        self._callback = api.llama_log_callback(self._keep)
+
+    def __enter__(self) -> _ErrorLog:
+        api.llama_log_get(ctypes.byref(self._before), ctypes.byref(self._before_data))
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        api.llama_log_set(self._before, self._before_data)
+
+    def _keep(self, level: int, text: bytes, _data: Any) -> None:
+        if level == _LOG_ERROR and text.strip() and not self.first:
+            self.first = text.decode(errors="replace").strip().split("\n")[-1]
+        if self._forward and self._before:
+            self._before(level, text, self._before_data)
+
+
+_no_log = api.llama_log_callback(lambda _level, _text, _data: None)
+
+
+def silence_log() -> None:
+    """Drop all log lines of llama.cpp from now on, for the whole process. Errors still reach the exceptions."""
+    api.llama_log_set(_no_log, ctypes.c_void_p(0))
+
+
+# --- Llama --------------------------------------------------------------------------------------------------------------------
+
+
+class Llama(llama_cpp.Llama):
+    """A llama_cpp.Llama in every other respect, whose KV cache is kept in mixed precision.
+
+    It runs on the device MIKV0, with all layers there, flash attention on, and llama.cpp's q8_0 as the cache's logical type:
+    n_gpu_layers, flash_attn, type_k, type_v and offload_kqv are set for that. With embedding=True and no kv, or kv="off",
+    llama.cpp does as it does without mikv_cpp.
+
+    Args:
+        model_path: a GGUF file.
+        kv: a KVConfig, the name of a preset, None for the preset "mikv", or "off" for llama.cpp's own cache.
+        on_load: called with the share of the model that is loaded, 0 to 1.
+        kwargs: everything else that llama_cpp.Llama takes.
+
+    Raises:
+        ModelError: the file is missing, damaged or not GGUF, or llama.cpp cannot load it.
+        BudgetError: the budget is too small, or the context is larger than the memory.
+        ConfigError: a setting that cannot be used, alone or with the others.
+        LibraryError: the native library or llama-cpp-python is missing or of another version.
+    """
+
+    def __init__(
+        self,
+        model_path: Union[str, os.PathLike[str]],
+        *,
+        kv: KVSetting = None,
+        on_load: Optional[Callable[[float], None]] = None,
+        **kwargs: Any,
+    ) -> None:
+        self.on_prompt: Optional[Callable[[int, int], None]] = None
+        check_version()
+        self._kv_setting: KVSetting = "off" if kv is None and kwargs.get("embedding") else kv
+        self.kv_config = resolve_config(self._kv_setting)
+        self.model_file: ModelFile = read_model_file(model_path)
+        self._stopped: Optional[BaseException] = None  # what on_load raised, such as Ctrl-C: it cannot pass through llama.cpp
+        self._progress = api.llama_progress_callback(self._pass_on(on_load)) if on_load else None
+        n_ctx = int(kwargs.get("n_ctx", 512)) or self.model_file.n_ctx_train
+        if n_ctx < 1:
+            raise ConfigError(f"n_ctx={kwargs['n_ctx']} is not possible: use a positive number of tokens, or 0 for the model's")
+        self._cache: Optional[KVCache] = None
+        if self.kv_config is None:
+            check_memory(self.model_file.f16_bytes(n_cells(n_ctx)) if self.model_file.is_plain_attention else 0, n_ctx)
+            self._devices = device_list(plain_devices())
+            with _ErrorLog() as log:
+                self._load(model_path, log, kwargs)
+        else:
+            settled = _settle(kwargs)
+            plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx)
+            self._load_on_mikv(model_path, plan, settled)
+
+    def _load_on_mikv(self, model_path: Union[str, os.PathLike[str]], plan: Plan, kwargs: dict[str, Any]) -> None:
+        library, device = native_library(), mikv_device()
+        self._devices = device_list([device])
+        with _making, _ErrorLog() as log:
+            before = set(library.caches(device))
+            library.configure(device, plan.config, plan.shape, plan.budget_bytes)
+            self._load(model_path, log, kwargs)
+            made = [cache for cache in library.caches(device) if cache not in before]
+            self._cache = KVCache(library, made, library.note(device))
+
+    def _load(self, model_path: Union[str, os.PathLike[str]], log: _ErrorLog, kwargs: dict[str, Any]) -> None:
+        try:
+            super().__init__(os.fspath(model_path), **kwargs)
+        except ValueError as error:
+            if self._stopped is not None:
+                raise self._stopped from None
+            if "Failed to load model" in str(error):
+                reason = f" ({log.first})" if log.first else ""
+                raise ModelError(
+                    f"llama.cpp cannot load {os.fspath(model_path)!r}{reason}: give a complete GGUF file of an architecture "
+                    "it knows"
+                ) from error
+            if "llama_context" in str(error):
+                raise ConfigError(
+                    f"llama.cpp cannot make a context ({log.first or error}): ask for fewer tokens, or change the setting that "
+                    "it names"
+                ) from error
+            raise
+
+    def _pass_on(self, on_load: Callable[[float], None]) -> Callable[[float, Any], bool]:
+        """on_load as llama.cpp calls it: False stops the loading."""
+
+        def progress(share: float, _data: Any) -> bool:
+            try:
+                on_load(share)
+            except BaseException as error:  # noqa: BLE001 - raised again when llama.cpp has returned
+                self._stopped = error
+            return self._stopped is None
+
+        return progress
+
+    @property
+    def model_params(self) -> Any:
+        """llama.cpp's parameters for the model."""
+        return self._model_params
+
+    @model_params.setter
+    def model_params(self, params: Any) -> None:
+        # llama_cpp.Llama takes no devices, but keeps its parameters in this attribute before it loads the model.
+        params.devices = ctypes.cast(self._devices, ctypes.c_void_p)
+        if self._progress:
+            params.progress_callback = self._progress
+        self._model_params = params
+
+    # --- the cache --------------------------------------------------------------------------------------------------------
+
+    @property
+    def kv(self) -> KVCache:
+        """The mixed-precision cache.
+
+        Raises:
+            ConfigError: this model was loaded with kv="off".
+        """
+        if self._cache is None:
+            raise ConfigError(
+                'this model runs on llama.cpp\'s own cache (kv="off"): load it with another kv to ask about precision'
+            )
+        return self._cache.held_by(self)
+
+    def kv_stats(self) -> KVStats:
+        """`kv.stats()`; with kv="off", the numbers of llama.cpp's f16 cache."""
+        if self._cache is not None:
+            return self._cache.stats()
+        cells = n_cells(self.n_ctx())
+        plain = self.model_file.is_plain_attention
+        note = (
+            'kv="off": llama.cpp\'s own f16 cache' if plain else 'kv="off": llama.cpp\'s own cache, its size is not known here'
+        )
+        return plain_stats(self.model_file.f16_bytes(cells) if plain else 0, cells, int(self.n_tokens), note)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Evaluate tokens, telling `on_prompt` (done, of how many) after each batch of a prompt."""
+        if self.on_prompt is None or len(tokens) < 2:
+            super().eval(tokens)
+            return
+        for start in range(0, len(tokens), self.n_batch):
+            super().eval(tokens[start : start + self.n_batch])
+            self.on_prompt(min(start + self.n_batch, len(tokens)), len(tokens))
+
+    def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Optional[Sequence[int]], None]:
+        """As llama_cpp.Llama.generate, and right for sliding windows too: a window that has moved on cannot be rolled back."""
+        tokens = list(tokens)
+        if kwargs.get("reset", True) and self.n_tokens and self._lost_by_rollback(self._reusable(tokens)):
+            self.n_tokens = 0
+            api.llama_memory_clear(api.llama_get_memory(self.ctx), True)
+        return super().generate(tokens, *args, **kwargs)
+
+    def _reusable(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` the cache holds already."""
+        return int(self.longest_token_prefix(self._input_ids.tolist(), tokens))
+
+    def _lost_by_rollback(self, n_kept: int) -> bool:
+        window = api.llama_model_n_swa(self.model)
+        if window <= 0 or n_kept >= self.n_tokens:
+            return False
+        first = int(api.llama_memory_seq_pos_min(api.llama_get_memory(self.ctx), 0))
+        return first > max(0, n_kept - 1 - int(window))
+
+    # --- text ---------------------------------------------------------------------------------------------------------------
+
+    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Tokens of a conversation in the model's own chat template, up to where the answer begins.
+
+        Raises:
+            ConfigError: the model has no template, or it refuses the messages.
+        """
+        template = self.metadata.get("tokenizer.chat_template")
+        if not template:
+            raise ConfigError(f"model {self.model_file.name!r} has no chat template: use plain completion (--raw)")
+        texts = [self._model.token_get_text(token) if token >= 0 else "" for token in (self.token_eos(), self.token_bos())]
+        try:
+            filled = Jinja2ChatFormatter(template, eos_token=texts[0], bos_token=texts[1])(messages=list(messages))  # type: ignore[arg-type]
+        except Exception as error:  # a template is a program by others: whatever it raises, it is about these messages
+            raise ConfigError(
+                f"the model's chat template refuses these messages ({error}): change them, or use --raw"
+            ) from error
+        return self.tokenize(filled.prompt.encode(), add_bos=not filled.added_special, special=True)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends the model's turn."""
+        return bool(api.llama_vocab_is_eog(self._model.vocab, token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; part of a UTF-8 character perhaps, nothing for a control token."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            written: int = api.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
+            if written >= 0:
+                return buffer.raw[:written]
+            size = -written
+
+    # --- state ----------------------------------------------------------------------------------------------------------------
+
+    def load_state(self, state: llama_cpp.LlamaState) -> None:
+        """Go back to a state of save_state.
+
+        Raises:
+            StateError: it is of another model, context or cache type; this model's state is then as it was.
+        """
+        before = self.save_state()
+        try:
+            super().load_state(state)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            super().load_state(before)
+            raise StateError(
+                f"a saved state of {state.n_tokens} tokens does not fit ({error}): load it into the same model, with the same "
+                'n_ctx, n_batch and logits_all, and kv="off" only if it was saved so'
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the settings, not the cache."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "kv": self._kv_setting}
+
+    def close(self) -> None:
+        """Free the model and its cache."""
+        if hasattr(self, "_stack"):  # not there if a setting was refused before anything was loaded
+            super().close()
+
+
+def _settle(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments for llama_cpp.Llama, with those set that mixed precision needs.
+
+    Raises:
+        ConfigError: one is given that contradicts it.
+    """
+    allowed: dict[str, tuple[Any, ...]] = {
+        "type_k": (None, api.GGML_TYPE_Q8_0),
+        "type_v": (None, api.GGML_TYPE_Q8_0),
+        "flash_attn": (True,),
+        "offload_kqv": (True,),
+        "n_gpu_layers": (0, -1, _ALL_LAYERS),  # 0 is llama_cpp's default, and the device computes on the CPU anyway
+    }
+    for name, values in allowed.items():
+        if name in kwargs and kwargs[name] not in values:
+            raise ConfigError(
+                f'{name}={kwargs[name]!r} cannot be combined with a mixed-precision cache: leave it out, or use kv="off"'
+            )
+    q8_0 = api.GGML_TYPE_Q8_0
+    return {**kwargs, "n_gpu_layers": -1, "flash_attn": True, "offload_kqv": True, "type_k": q8_0, "type_v": q8_0}

@@ -1,0 +1,287 @@
+"""The native library, seen from Python: the only file that knows cffi.
+
+The C declarations are read from the installed mikv_decl.h, so that no prototype is written twice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import cffi
+import numpy as np
+from numpy.typing import NDArray
+
+from mikv_cpp.config import POLICIES, KVConfig
+from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError
+
+_LOG = logging.getLogger("mikv_cpp")
+_LIBRARY_NAMES = {"win32": ("ggml-mikv.dll", "libggml-mikv.dll"), "darwin": ("libggml-mikv.so", "libggml-mikv.dylib")}
+_REBUILD = "reinstall mikv-cpp (`pip install --force-reinstall --no-deps mikv-cpp`), or set MIKV_LIBRARY to the built file"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a cache is: its sizes. Head sizes are in values, cells per stream."""
+
+    n_layer: int
+    n_head_kv: int
+    n_cells: int
+    n_stream: int
+    head_dim_k: int
+    head_dim_v: int
+
+
+@dataclass(frozen=True)
+class PolicyQuery:
+    """The question put to a policy: rank n rows of one KV head.
+
+    Attributes:
+        layer: llama.cpp's layer number.
+        head: KV head.
+        now: tokens stored so far, the newest included.
+        cell: uint32 [n], where each row lies.
+        born: uint32 [n], the value of `now` when the row was stored: larger is younger.
+        mass: float32 [n], attention mass accumulated since then.
+    """
+
+    layer: int
+    head: int
+    now: int
+    cell: NDArray[np.uint32]
+    born: NDArray[np.uint32]
+    mass: NDArray[np.float32]
+
+
+def _package_folders() -> list[Path]:
+    """Folders of the package: an editable install has two, the checkout and what CMake installed."""
+    return [Path(folder) for folder in importlib.import_module(__package__ or "mikv_cpp").__path__]
+
+
+def find_library() -> Path:
+    """Path of libggml-mikv: MIKV_LIBRARY, else in the package's lib folder.
+
+    Raises:
+        LibraryError: neither is there.
+    """
+    named = os.environ.get("MIKV_LIBRARY")
+    if named:
+        if not Path(named).is_file():
+            raise LibraryError(f"MIKV_LIBRARY names {named!r}, which is not a file: correct or unset it")
+        return Path(named).resolve()
+    folders = [folder / "lib" for folder in _package_folders()]
+    for folder in folders:
+        for name in _LIBRARY_NAMES.get(sys.platform, ("libggml-mikv.so",)):
+            if (folder / name).is_file():
+                return (folder / name).resolve()
+    raise LibraryError(f"the native library was not found in {folders[0]}: {_REBUILD}")
+
+
+def _find_declarations() -> str:
+    """Text of mikv_decl.h: installed in the package, or in the checkout that the package runs from."""
+    for folder in _package_folders():
+        for path in (folder / "include" / "mikv_decl.h", folder.parent / "native" / "include" / "mikv_decl.h"):
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+    raise LibraryError(f"mikv_decl.h was not found in the package's include folder: {_REBUILD}")
+
+
+class Library:
+    """libggml-mikv. Needs ggml in the process already: load llama_cpp first.
+
+    Raises:
+        LibraryError: not found, not loadable, or built for another ggml.
+    """
+
+    def __init__(self, ggml_version: str) -> None:
+        self.path = find_library()
+        self._ffi = cffi.FFI()
+        self._ffi.cdef(_find_declarations())
+        self._callbacks: list[Any] = []  # they live as long as something refers to them, and caches may still call old ones
+        try:
+            self._lib = self._ffi.dlopen(str(self.path))
+            built_for = self._text(self._lib.mikv_ggml_version())
+        except (OSError, AttributeError) as error:
+            raise LibraryError(f"the native library {self.path} cannot be loaded ({error}): {_REBUILD}") from error
+        if built_for != ggml_version:
+            raise LibraryError(
+                f"the native library {self.path} was built for ggml {built_for}, but llama-cpp-python brought ggml "
+                f"{ggml_version}: {_REBUILD}"
+            )
+
+    # --- library ----------------------------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """Version of the native library."""
+        return self._text(self._lib.mikv_version())
+
+    def last_error(self) -> str:
+        """The sentence about this thread's last failure, "" if there was none."""
+        return self._text(self._lib.mikv_last_error())
+
+    def kernels(self) -> list[str]:
+        """Kernel sets that this machine can run."""
+        return [self._text(self._lib.mikv_kernel_name(i)) for i in range(self._lib.mikv_kernel_count())]
+
+    def kernel(self) -> str:
+        """The kernel set in use."""
+        return self._text(self._lib.mikv_kernel_selected())
+
+    def policies(self) -> list[str]:
+        """Names of all policies, the registered ones included."""
+        return [self._text(self._lib.mikv_policy_name(i)) for i in range(self._lib.mikv_policy_count())]
+
+    def register_policy(self, name: str, rank: Callable[[PolicyQuery], NDArray[np.float32]]) -> None:
+        """Make `rank` the policy called `name`, in the place of one that was registered so before.
+
+        Raises:
+            ConfigError: the name of a built-in policy, or one that cannot be used.
+        """
+        report_once = _ReportOnce(name)
+
+        def call(_user: Any, query: Any, priority: Any) -> None:
+            if query.n <= 0:
+                return
+            out = np.frombuffer(self._ffi.buffer(priority, 4 * query.n), dtype=np.float32)
+            out[:] = 0.0
+            try:
+                out[:] = np.asarray(rank(self._query(query)), dtype=np.float32)
+            except Exception as error:  # noqa: BLE001 - it must not cross into C; the answer goes on without a ranking
+                report_once(error)
+
+        callback = self._ffi.callback("mikv_policy_fn", call)
+        self._callbacks.append(callback)
+        self._check(self._lib.mikv_policy_register(name.encode(), callback, self._ffi.NULL))
+        if name not in POLICIES:
+            POLICIES.append(name)
+
+    def _query(self, query: Any) -> PolicyQuery:
+        def copied(pointer: Any, kind: type[Any]) -> NDArray[Any]:
+            return np.array(np.frombuffer(self._ffi.buffer(pointer, 4 * query.n), dtype=kind))
+
+        return PolicyQuery(
+            layer=query.layer,
+            head=query.head,
+            now=query.now,
+            cell=copied(query.cell, np.uint32),
+            born=copied(query.born, np.uint32),
+            mass=copied(query.mass, np.float32),
+        )
+
+    # --- configuration and devices ------------------------------------------------------------------------------------
+
+    def config_bytes(self, config: KVConfig, shape: Shape, budget_bytes: int = 0) -> int:
+        """Bytes that a cache of this shape takes, metadata included.
+
+        Raises:
+            BudgetError: budget_bytes is too small for it; the sentence names the smallest that works.
+            ConfigError: a value that cannot be used.
+        """
+        size = self._ffi.new("int64_t *")
+        c_shape = self._ffi.new("mikv_shape *", vars(shape))
+        self._check(self._lib.mikv_config_bytes(self._config(config, shape, budget_bytes), c_shape, size))
+        return int(size[0])
+
+    def configure(self, device: int, config: KVConfig, shape: Optional[Shape], budget_bytes: int = 0) -> None:
+        """Set how caches made on `device` (address of a ggml device) store their tokens from now on."""
+        handle = self._ffi.cast("void *", device)
+        self._check(self._lib.mikv_device_configure(handle, self._config(config, shape, budget_bytes)))
+
+    def caches(self, device: int) -> list[int]:
+        """Ids of the caches on `device`, oldest first."""
+        handle = self._ffi.cast("void *", device)
+        n = self._lib.mikv_device_caches(handle, self._ffi.NULL, 0)
+        ids = self._ffi.new("uint64_t[]", max(n, 1))
+        n = min(n, self._lib.mikv_device_caches(handle, ids, n))
+        return [int(ids[i]) for i in range(n)]
+
+    def note(self, device: int) -> str:
+        """Why the newest cache on `device` was passed through uncompressed; "" if it was not."""
+        return self._text(self._lib.mikv_device_note(self._ffi.cast("void *", device)))
+
+    def _config(self, config: KVConfig, shape: Optional[Shape], budget_bytes: int) -> Any:
+        out = self._ffi.new("mikv_config *")
+        self._lib.mikv_config_default(out)
+        for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "group", "sinks", "window"):
+            setattr(out, name, getattr(config, name))
+        out.center_keys = int(config.center_keys)
+        out.policy = config.policy.encode()
+        out.budget_bytes = budget_bytes
+        out.head_dim_k = shape.head_dim_k if shape else 0
+        out.head_dim_v = shape.head_dim_v if shape else 0
+        return out
+
+    # --- caches ---------------------------------------------------------------------------------------------------------
+
+    def stats(self, cache: int) -> dict[str, Any]:
+        """Fields of mikv_stats; `shape` is a Shape, `config` a dict."""
+        stats = self._ffi.new("mikv_stats *")
+        self._check(self._lib.mikv_cache_stats(cache, stats))
+        out = dict(self._fields(stats))
+        out["shape"] = Shape(**dict(self._fields(stats.shape)))
+        out["config"] = dict(self._fields(stats.config))
+        return out
+
+    def layer_stats(self, cache: int, index: int) -> dict[str, Any]:
+        """Fields of mikv_layer_stats of the index-th layer of the cache."""
+        stats = self._ffi.new("mikv_layer_stats *")
+        self._check(self._lib.mikv_cache_layer_stats(cache, index, stats))
+        return dict(self._fields(stats))
+
+    def precision(self, cache: int, index: int, stream: int, shape: Shape) -> NDArray[np.uint8]:
+        """uint8 [n_head_kv, n_cells]: bits of each row's key, 16 where exact, 0 where the cell is empty."""
+        out = np.zeros((shape.n_head_kv, shape.n_cells), dtype=np.uint8)
+        pointer = self._ffi.cast("uint8_t *", out.ctypes.data)
+        self._check(self._lib.mikv_cache_precision(cache, index, stream, pointer))
+        return out
+
+    def scores(self, cache: int, index: int, stream: int, shape: Shape) -> NDArray[np.float32]:
+        """float32 [n_head_kv, n_cells]: accumulated attention mass of refined rows, 0 elsewhere."""
+        out = np.zeros((shape.n_head_kv, shape.n_cells), dtype=np.float32)
+        pointer = self._ffi.cast("float *", out.ctypes.data)
+        self._check(self._lib.mikv_cache_scores(cache, index, stream, pointer))
+        return out
+
+    # --- cffi -----------------------------------------------------------------------------------------------------------
+
+    def _check(self, status: int) -> None:
+        if status == self._lib.MIKV_OK:
+            return
+        kinds: dict[int, type[MikvError]] = {
+            self._lib.MIKV_ERROR_ARGUMENT: ConfigError,
+            self._lib.MIKV_ERROR_BUDGET: BudgetError,
+            self._lib.MIKV_ERROR_MEMORY: BudgetError,
+            self._lib.MIKV_ERROR_NOT_FOUND: ConfigError,
+            self._lib.MIKV_ERROR_UNSUPPORTED: ConfigError,
+        }
+        raise kinds.get(status, MikvError)(self.last_error() or f"the native library failed with status {status}")
+
+    def _text(self, pointer: Any) -> str:
+        return "" if pointer == self._ffi.NULL else self._ffi.string(pointer).decode()
+
+    def _fields(self, struct: Any) -> Iterator[tuple[str, Any]]:
+        """Name and value of each number in a C struct."""
+        kind = self._ffi.typeof(struct)
+        kind = kind.item if kind.kind == "pointer" else kind
+        for name, field in kind.fields:
+            if field.type.kind == "primitive":
+                yield name, getattr(struct, name)
+
+
+class _ReportOnce:
+    """Logs the first failure of a policy; later ones would repeat it thousands of times a second."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._done = False
+
+    def __call__(self, error: Exception) -> None:
+        if not self._done:
+            self._done = True
+            _LOG.error("policy %r failed (%s: %s): its rows get priority 0", self._name, type(error).__name__, error)

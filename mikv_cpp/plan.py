@@ -1,0 +1,158 @@
+"""What a cache will take, decided before anything is loaded: bytes for a context, and whether they fit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Optional
+
+from mikv_cpp.config import KVConfig, parse_budget
+from mikv_cpp.errors import BudgetError, ConfigError
+from mikv_cpp.memory import available_bytes
+from mikv_cpp.model_file import ModelFile
+from mikv_cpp.native import Library, Shape
+
+_CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
+_HEAD_DIM_UNIT = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cache before it is made.
+
+    Attributes:
+        config: how it stores its tokens; of a share of the f16 cache only refined_share is left.
+        shape: head sizes and counts, if all layers agree and they are known; else None, and the graph teaches them.
+        budget_bytes: bytes the whole cache may take, 0 if refined_share decides.
+        size_bytes: bytes it will take, 0 if unknown.
+    """
+
+    config: KVConfig
+    shape: Optional[Shape]
+    budget_bytes: int
+    size_bytes: int
+
+
+def n_cells(n_ctx: int) -> int:
+    """Cells of llama.cpp's cache for a context of n_ctx tokens."""
+    return -(-n_ctx // _CELLS_PADDING) * _CELLS_PADDING
+
+
+def cache_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
+    """The model's attention layers at full length, one Shape for each kind of layer; empty where they are not plain."""
+    if not model.is_plain_attention:
+        return []
+    return [
+        Shape(n, layer.n_head_kv, n_cells(n_ctx), 1, layer.head_dim_k, layer.head_dim_v)
+        for layer, n in model.attention_layers().items()
+    ]
+
+
+def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> Plan:
+    """Work out the cache of a context of n_ctx tokens.
+
+    Raises:
+        BudgetError: the budget is too small for sinks, window and base, or the cache is larger than the memory.
+        ConfigError: no codec serves the model's head size.
+    """
+    shapes = cache_shapes(model, n_ctx)
+    for shape in shapes:
+        for dim in (shape.head_dim_k, shape.head_dim_v):
+            if dim <= 0 or dim % _HEAD_DIM_UNIT:
+                raise ConfigError(
+                    f"model {model.name!r} has attention heads of {dim} values, but mixed precision needs a multiple of "
+                    f'{_HEAD_DIM_UNIT}: use kv="off" (--kv off)'
+                )
+    if not shapes:
+        return Plan(replace(config, budget=None), None, 0, 0)
+    if config.budget is not None:
+        config, budget_bytes = _spend(library, model, config, shapes, n_ctx)
+    else:
+        budget_bytes = 0
+    size_bytes = budget_bytes or _bytes(library, config, shapes)
+    check_memory(size_bytes, n_ctx)
+    return Plan(config, shapes[0] if len(shapes) == 1 else None, budget_bytes, size_bytes)
+
+
+def largest_context(library: Optional[Library], model: ModelFile, config: Optional[KVConfig], wanted: int) -> int:
+    """The largest context up to `wanted` tokens whose cache takes at most half of the memory left beside the model.
+
+    library or config None: of llama.cpp's f16 cache.
+    """
+    memory = available_bytes()
+    if memory is None or not cache_shapes(model, wanted):
+        return wanted
+    room = max(memory - model.size_bytes, memory // 4) // 2
+    n_ctx = wanted
+    while n_ctx > 2 * _CELLS_PADDING:
+        if library is None or config is None:
+            needed = model.f16_bytes(n_cells(n_ctx))
+        else:
+            needed = _bytes(library, replace(config, budget=None), cache_shapes(model, n_ctx))
+        if needed <= room:
+            break
+        n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING
+    return n_ctx
+
+
+def check_memory(size_bytes: int, n_ctx: int) -> None:
+    """Refuse a cache that is larger than the memory.
+
+    Raises:
+        BudgetError: it is; the sentence names a context that fits.
+    """
+    memory = available_bytes()
+    if memory is not None and size_bytes > memory:
+        fits = max(int(n_ctx * 0.9 * memory / size_bytes) // _CELLS_PADDING, 1) * _CELLS_PADDING
+        raise BudgetError(
+            f"a context of {n_ctx} tokens needs {in_mib(size_bytes)} for its KV cache, but {in_mib(memory)} of memory are "
+            f"free: ask for at most {fits} tokens, or for fewer bits"
+        )
+
+
+def in_mib(size_bytes: float) -> str:
+    """Bytes as people read them: "12.3 MiB"."""
+    mib = size_bytes / 2**20
+    return f"{mib:.1f} MiB" if mib < 100 else f"{mib:,.0f} MiB"
+
+
+def _bytes(library: Library, config: KVConfig, shapes: list[Shape]) -> int:
+    return sum(library.config_bytes(config, shape) for shape in shapes)
+
+
+def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape], n_ctx: int) -> tuple[KVConfig, int]:
+    """Turn the config's budget into bytes, or into a share where bytes cannot say it: (config, budget_bytes).
+
+    A model with sliding windows has two caches, and which layers are in which is only known to llama.cpp: there, a share of
+    the f16 cache is met by the share of refined tokens, layer for layer.
+    """
+    assert config.budget is not None
+    budget = parse_budget(config.budget)
+    f16_bytes = model.f16_bytes(n_cells(n_ctx))
+    wanted = budget.of(f16_bytes)
+    least = _bytes(library, replace(config, refined_share=0.0), shapes)
+    if wanted < least:
+        percent = math.ceil(1000 * least / f16_bytes) / 10
+        raise BudgetError(
+            f"budget {config.budget!r} is {in_mib(wanted)}, too little for sinks, window and base of {n_ctx} tokens: the "
+            f'smallest that works is {math.ceil(least / 2**20)}MiB or "{percent}%", or ask for fewer tokens or base bits'
+        )
+    if budget.share is None or not model.sliding_window:
+        return replace(config, budget=None), wanted
+    return replace(config, budget=None, refined_share=_share_within(library, config, shapes, budget.share)), 0
+
+
+def _share_within(library: Library, config: KVConfig, shapes: list[Shape], f16_share: float) -> float:
+    """The largest refined_share, in steps of 1/1024, whose cache takes at most f16_share of the f16 cache."""
+    low, high = 0, 1024
+    while low < high:
+        middle = (low + high + 1) // 2
+        trial = replace(config, budget=None, refined_share=middle / 1024)
+        # One layer each: what layers share then weighs most, so that fewer layers than the file says stay within it too.
+        single = [replace(shape, n_layer=1) for shape in shapes]
+        f16_bytes = sum(2 * shape.n_cells * shape.n_head_kv * (shape.head_dim_k + shape.head_dim_v) for shape in single)
+        if _bytes(library, trial, single) <= f16_share * f16_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low / 1024

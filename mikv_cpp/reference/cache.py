@@ -1,0 +1,320 @@
+"""The whole cache in NumPy: what a step sees, what is committed, and who keeps its refinement.
+
+Arrays are those of FORMAT.md. Attention reads the bytes back and works in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import attention, codec, policy
+from .head import BLOCK_CELLS, NOBODY, Cells, Head, RowFormat, Rows, first_true
+
+BLOCK_MEAN_ROWS = 32  #: rows of a step that make a mean of their own for an empty block
+FORGOTTEN_AFTER = 64  #: micro-batches in which no query saw a cell: from then on its refinement goes first
+
+
+@dataclass(frozen=True)
+class Config:
+    """How tokens are stored: the fields of mikv_config that decide it (their units and limits are said there)."""
+
+    k_bits: int = 2
+    v_bits: int = 2
+    refined_bits: int = 8
+    group: int = 0
+    sinks: int = 0
+    window: int = 0
+    center_keys: bool = True
+    refined_share: float = 0.2
+    policy: str = "h2o"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a cache is: its sizes, as in mikv_shape."""
+
+    n_layer: int = 1
+    n_head_kv: int = 1
+    n_cells: int = 256
+    n_stream: int = 1
+    head_dim_k: int = 64
+    head_dim_v: int = 64
+
+
+@dataclass
+class Step:
+    """One micro-batch of one layer, as in mikv_step.
+
+    cells: int [n_stream, n], the cell of each token within its stream; k, v: float32 [n_stream, n, n_head_kv, dim];
+    q: float32 [n_stream, n, n_head, dim]; mask: float16 [n_stream, n, n_kv]; sinks: float32 [n_head] or None.
+    """
+
+    cells: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    q: np.ndarray
+    mask: np.ndarray
+    scale: float = 1.0
+    max_bias: float = 0.0
+    logit_softcap: float = 0.0
+    sinks: np.ndarray | None = None
+    first_stream: int = 0
+
+
+def slots_for(config: Config, shape: Shape) -> int:
+    """Refined rows per KV head and stream: the share, rounded, and room for sinks and window where there is one."""
+    wanted = int(np.floor(float(np.float32(config.refined_share)) * shape.n_cells + 0.5))
+    least = min(shape.n_cells, config.window + config.sinks) if config.window else 0
+    return max(wanted, least)
+
+
+def exact_for(config: Config, shape: Shape) -> int:
+    """Exact rows per KV head and stream: the sinks of one sequence, and of one more for every 16384 cells."""
+    return min(shape.n_cells, config.sinks * (1 + shape.n_cells // 16384))
+
+
+class ReferenceCache:
+    """The cache that mikv_cache_create makes, with the same operations."""
+
+    def __init__(self, config: Config, shape: Shape, n_slots: int | None = None, n_exact: int | None = None):
+        """n_slots, n_exact: refined and exact rows that fit, per KV head and stream; default: what the config asks."""
+        self.config, self.shape = config, shape
+        self.group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), config.group)
+        self.n_slots = slots_for(config, shape) if n_slots is None else n_slots
+        self.n_exact = exact_for(config, shape) if n_exact is None else n_exact
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets every token."""
+        s = self.shape
+        self.heads = [
+            [[self._empty_head() for _ in range(s.n_head_kv)] for _ in range(s.n_stream)] for _ in range(s.n_layer)
+        ]
+        self.cells = [[Cells.empty(s.n_cells) for _ in range(s.n_stream)] for _ in range(s.n_layer)]
+        self.demotions = 0
+        self.mass = {"exact": 0.0, "refined": 0.0, "base": 0.0}
+
+    def _empty_head(self) -> Head:
+        c, s = self.config, self.shape
+        sizes = (s.n_cells, self.n_slots, self.n_exact)
+        return Head(
+            Rows.empty(RowFormat(s.head_dim_k, self.group, c.k_bits, c.refined_bits), *sizes),
+            Rows.empty(RowFormat(s.head_dim_v, self.group, c.v_bits, c.refined_bits), *sizes),
+            np.zeros((-(-s.n_cells // BLOCK_CELLS), s.head_dim_k), np.float16),
+            np.full(self.n_slots, NOBODY, np.uint32),
+            np.zeros(self.n_slots, np.float32),
+            np.full(self.n_exact, NOBODY, np.uint32),
+        )
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    def step(self, layer: int, step: Step) -> np.ndarray:
+        """Stores the rows of a micro-batch and returns its attention, float64 [n_stream, n, n_head, head_dim_v].
+
+        Queries see committed rows as they read back and the rows of this step exactly, each through the mask's
+        column of its cell. The rows are committed afterwards.
+        """
+        outputs = []
+        for i in range(step.cells.shape[0]):
+            stream = step.first_stream + i
+            k, v = self._visible_rows(layer, stream, step, i)
+            scores = attention.logits(step.q[i], k, step.mask[i], step.scale, step.max_bias, step.logit_softcap)
+            p = attention.probabilities(scores, step.sinks)
+            outputs.append(attention.weigh(p, v))
+            mass = attention.mass(p, self.shape.n_head_kv)
+            self._measure(layer, stream, step.cells[i], mass)
+            self._commit(layer, stream, step, i, mass)
+        return np.stack(outputs)
+
+    def _visible_rows(self, layer: int, stream: int, step: Step, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values float64 [n_kv, n_head_kv, dim]; NaN where a cell holds nothing."""
+        s, n_kv = self.shape, step.mask.shape[-1]
+        k = np.full((n_kv, s.n_head_kv, s.head_dim_k), np.nan)
+        v = np.full((n_kv, s.n_head_kv, s.head_dim_v), np.nan)
+        for cell in np.flatnonzero(self.cells[layer][stream].born[:n_kv]):
+            for h, head in enumerate(self.heads[layer][stream]):
+                k[cell, h], v[cell, h] = head.load(int(cell))
+        for token, cell in enumerate(step.cells[i]):
+            if cell < n_kv:
+                k[cell], v[cell] = step.k[i, token], step.v[i, token]
+        return k, v
+
+    def _measure(self, layer: int, stream: int, fresh: np.ndarray, mass: np.ndarray) -> None:
+        """Adds attention mass to the share of each precision; rows of the step count as exact."""
+        bits = self.precision(layer, stream)[:, : mass.shape[1]].astype(int)
+        bits[:, fresh[fresh < mass.shape[1]]] = 16
+        c = self.config
+        self.mass["exact"] += float(mass[bits == 16].sum())
+        refined = (bits == c.refined_bits) & (c.refined_bits > c.k_bits)
+        self.mass["refined"] += float(mass[refined].sum())
+        self.mass["base"] += float(mass[(bits < 16) & ~refined].sum())
+
+    def _commit(self, layer: int, stream: int, step: Step, i: int, mass: np.ndarray) -> None:
+        fresh = step.cells[i].astype(int)
+        seen = np.isfinite(step.mask[i].astype(np.float32))
+        cells = self.cells[layer][stream]
+        for head in self.heads[layer][stream]:
+            for cell in fresh:
+                head.release(cell)
+        cells.born[fresh] = 0
+        self._settle_means(layer, stream, fresh, step.k[i])
+        for cell in fresh:
+            cells.now += 1
+            cells.born[cell] = cells.now
+        cells.batch += 1
+        cells.seen[fresh] = cells.batch
+        cells.seen[: seen.shape[1]][seen.any(axis=0)] = cells.batch
+        sinks = self._sinks(cells, fresh, seen)
+        self._move_windows(cells, fresh, seen)
+        for h, head in enumerate(self.heads[layer][stream]):
+            rows = {int(cell): (step.k[i, token, h], step.v[i, token, h]) for token, cell in enumerate(fresh)}
+            self._store_sinks(head, sinks, rows)
+            chosen = self._choose(layer, h, head, cells, list(rows), mass[h])
+            for cell, (k, v) in rows.items():
+                self._write_row(head, cell, k, v, chosen.get(cell))
+
+    def _settle_means(self, layer: int, stream: int, fresh: np.ndarray, k: np.ndarray) -> None:
+        """Gives every block that holds no row yet its mean key, which then stays.
+
+        From the step's own rows in the block if they are at least BLOCK_MEAN_ROWS, else the block before's. Any
+        mean reads back right: the format leaves the choice to the writer, and this one is the simplest that centres.
+        """
+        if not self.config.center_keys:
+            return
+        born = self.cells[layer][stream].born
+        for block in np.unique(fresh // BLOCK_CELLS):
+            if born[block * BLOCK_CELLS : (block + 1) * BLOCK_CELLS].any():
+                continue
+            own = fresh // BLOCK_CELLS == block
+            for h, head in enumerate(self.heads[layer][stream]):
+                if own.sum() >= BLOCK_MEAN_ROWS or block == 0:
+                    head.k_mean[block] = codec.clean(k[own, h].mean(axis=0)).astype(np.float16)
+                else:
+                    head.k_mean[block] = head.k_mean[block - 1]
+
+    def _sinks(self, cells: Cells, fresh: np.ndarray, seen: np.ndarray) -> list[int]:
+        """Cells of the step that are among the first `sinks` tokens their own query sees."""
+        found = []
+        for token, cell in enumerate(fresh):
+            visible = np.flatnonzero(seen[token])
+            if cell < seen.shape[1] and (cells.born[visible] <= cells.born[cell]).sum() <= self.config.sinks:
+                found.append(int(cell))
+        return found
+
+    def _move_windows(self, cells: Cells, fresh: np.ndarray, seen: np.ndarray) -> None:
+        """The last `window` tokens that each query of the step sees are protected, those it sees beyond are not."""
+        for token in range(len(fresh)):
+            visible = np.flatnonzero(seen[token])
+            visible = visible[np.argsort(cells.born[visible])]
+            visible = visible[cells.born[visible] <= cells.born[fresh[token]]]
+            cells.windowed[visible] = False
+            cells.windowed[visible[len(visible) - min(len(visible), self.config.window) :]] = True
+
+    def _store_sinks(self, head: Head, sinks: list[int], rows: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Moves sinks out of `rows` into the exact rows, as far as those reach."""
+        for cell in sinks:
+            free = first_true(head.exact_cell == NOBODY)
+            if free is not None:
+                k, v = rows.pop(cell)
+                head.exact_cell[free] = cell
+                head.k.exact[free] = codec.clean(k).astype(np.float16)
+                head.v.exact[free] = codec.clean(v).astype(np.float16)
+
+    def _choose(
+        self, layer: int, h: int, head: Head, cells: Cells, new: list[int], mass: np.ndarray
+    ) -> dict[int, float]:
+        """Ranks refined rows and new ones together and demotes the losers.
+
+        mass: float64 [n_kv], what this step's queries gave each cell. Returns the new cells that win, with their mass.
+        """
+        reach = np.zeros(self.shape.n_cells)
+        reach[: len(mass)] = mass
+        held = head.slot_cell != NOBODY
+        old = head.slot_cell[held].astype(int)
+        head.slot_mass[held] += reach[old].astype(np.float32)
+        candidates = np.concatenate([old, np.array(new, int)])
+        weights = np.concatenate([head.slot_mass[held], reach[new].astype(np.float32)])
+        stays = self._rank(layer, h, cells, candidates, weights)
+        for cell in old[~stays[: len(old)]]:
+            head.release(int(cell))
+            self.demotions += 1
+        winners = np.flatnonzero(stays[len(old) :]) + len(old)
+        return {int(candidates[i]): float(weights[i]) for i in winners}
+
+    def _rank(self, layer: int, h: int, cells: Cells, candidates: np.ndarray, mass: np.ndarray) -> np.ndarray:
+        born = cells.born[candidates]
+        query = policy.Query(layer, h, cells.now, candidates.astype(np.uint32), born, mass)
+        alive = cells.batch - cells.seen[candidates].astype(int) <= FORGOTTEN_AFTER
+        priority = policy.POLICIES[self.config.policy](query)
+        # A window that no query has seen for long is a removed sequence's: it protects nothing any more.
+        return policy.keep(priority, cells.windowed[candidates] & alive, alive, born, self.n_slots)
+
+    def _write_row(self, head: Head, cell: int, k: np.ndarray, v: np.ndarray, mass: float | None) -> None:
+        slot = None
+        if mass is not None:
+            slot = first_true(head.slot_cell == NOBODY)
+            head.slot_cell[slot], head.slot_mass[slot] = cell, mass
+        head.rewrite(cell, 0, k)
+        head.rewrite(cell, 1, v)
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def write(self, layer: int, value: int, stream: int, first_cell: int, rows: np.ndarray) -> None:
+        """Stores keys (value 0) or values (1) of cells from first_cell on, float32 [n, n_head_kv, dim].
+
+        A row that is there keeps its precision; a new one is refined while a slot is free.
+        """
+        fresh = np.arange(first_cell, first_cell + len(rows))
+        cells = self.cells[layer][stream]
+        new = fresh[cells.born[fresh] == 0]
+        if value == 0:
+            self._settle_means(layer, stream, fresh, rows)
+        for cell in new:
+            cells.now += 1
+            cells.born[cell] = cells.now
+        cells.seen[new] = cells.batch
+        for h, head in enumerate(self.heads[layer][stream]):
+            for cell in new:
+                slot = first_true(head.slot_cell == NOBODY)
+                if slot is not None:
+                    head.slot_cell[slot], head.slot_mass[slot] = cell, 0.0
+            for i, cell in enumerate(fresh):
+                head.rewrite(int(cell), value, rows[i, h])
+
+    def copy_stream(self, source: int, target: int) -> None:
+        """Makes one stream the exact copy of another, in every layer."""
+        for layer in range(self.shape.n_layer):
+            self.heads[layer][target] = copy.deepcopy(self.heads[layer][source])
+            self.cells[layer][target] = copy.deepcopy(self.cells[layer][source])
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def read(self, layer: int, value: int, stream: int, first_cell: int, n: int) -> np.ndarray:
+        """Keys (value 0) or values (1) as the cache believes them, float32 [n, n_head_kv, dim]; empty cells are 0."""
+        s = self.shape
+        out = np.zeros((n, s.n_head_kv, s.head_dim_v if value else s.head_dim_k), np.float32)
+        for i in range(n):
+            if self.cells[layer][stream].born[first_cell + i]:
+                for h, head in enumerate(self.heads[layer][stream]):
+                    out[i, h] = head.load(first_cell + i)[value]
+        return out
+
+    def precision(self, layer: int, stream: int) -> np.ndarray:
+        """Bits of each row's key, uint8 [n_head_kv, n_cells]: 16, refined_bits, k_bits, or 0 for an empty cell."""
+        bits = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.uint8)
+        bits[:, self.cells[layer][stream].born > 0] = self.config.k_bits
+        for h, head in enumerate(self.heads[layer][stream]):
+            bits[h, head.slot_cell[head.slot_cell != NOBODY]] = self.config.refined_bits
+            bits[h, head.exact_cell[head.exact_cell != NOBODY]] = 16
+        return bits
+
+    def scores(self, layer: int, stream: int) -> np.ndarray:
+        """Attention mass of refined rows, float32 [n_head_kv, n_cells]; 0 elsewhere."""
+        out = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.float32)
+        for h, head in enumerate(self.heads[layer][stream]):
+            held = head.slot_cell != NOBODY
+            out[h, head.slot_cell[held]] = head.slot_mass[held]
+        return out

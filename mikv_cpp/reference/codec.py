@@ -1,0 +1,124 @@
+"""The bit-split codec: one row to scale, minimum and codes, and back (FORMAT.md, "A group")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import planes
+
+F16_MAX = np.float32(65504.0)
+F16_SMALLEST_NORMAL = np.float32(2.0**-14)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as bytes: params uint32 [..., dim / group], base and refinement uint8 [..., bytes]."""
+
+    params: np.ndarray
+    base: np.ndarray
+    refinement: np.ndarray
+
+
+def resolve_group(dims: tuple[int, ...], asked: int = 0) -> int:
+    """Values per group of heads of these sizes: what was asked, or 64 where it divides them all, else 32."""
+    return asked or (64 if all(dim % 64 == 0 for dim in dims) else 32)
+
+
+def f16_not_above(x: np.ndarray) -> np.ndarray:
+    """The largest float16 that is not above each float32 of x (|x| at most 65504)."""
+    x = np.asarray(x, np.float32)
+    nearest = x.astype(np.float16)
+    with np.errstate(over="ignore"):  # beside the largest float16 lies infinity, which is then not chosen
+        lower = np.nextafter(nearest, np.float16(-np.inf))
+    return np.where(nearest.astype(np.float32) > x, lower, nearest)
+
+
+def f16_not_below(x: np.ndarray) -> np.ndarray:
+    """The smallest float16 that is not below each float32 of x (|x| at most 65504)."""
+    x = np.asarray(x, np.float32)
+    nearest = x.astype(np.float16)
+    with np.errstate(over="ignore"):
+        upper = np.nextafter(nearest, np.float16(np.inf))
+    return np.where(nearest.astype(np.float32) < x, upper, nearest)
+
+
+def clean(x: np.ndarray) -> np.ndarray:
+    """Float32 of x with NaN as 0, everything clamped to +-65504, and one zero only (+0)."""
+    x = np.nan_to_num(np.asarray(x, np.float32), nan=0.0, posinf=F16_MAX, neginf=-F16_MAX)
+    return np.clip(x, -F16_MAX, F16_MAX) + np.float32(0.0)
+
+
+def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eight-bit codes of rows float32 [..., dim].
+
+    Returns range float16 and minimum float16, both [..., dim / group], and codes uint8 [..., dim].
+    """
+    rows = clean(rows)
+    x = rows.reshape(*rows.shape[:-1], -1, group)
+    minimum = f16_not_above(x.min(axis=-1))
+    low = minimum.astype(np.float32)
+    # A span beyond the largest f16 is clamped like any other value that f16 cannot hold.
+    span = f16_not_below(np.minimum(x.max(axis=-1) - low, F16_MAX))
+    span = np.where(span.astype(np.float32) < F16_SMALLEST_NORMAL, np.float16(0), span)
+    wide = span.astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.floor((x - low[..., None]) * (np.float32(256.0) / wide)[..., None])
+    steps = np.where(wide[..., None] == 0, np.float32(0), np.clip(steps, 0, 255))
+    return span, minimum, steps.astype(np.uint8).reshape(rows.shape)
+
+
+def encode(rows: np.ndarray, group: int, bits: int, refined_bits: int) -> Encoded:
+    """Rows float32 [..., dim] as bytes: the base of `bits`, the refinement up to `refined_bits`."""
+    span, minimum, codes = quantize(rows, group)
+    params = span.view(np.uint16).astype(np.uint32) | (minimum.view(np.uint16).astype(np.uint32) << 16)
+    extra = refined_bits - bits
+    base = codes >> (8 - bits)
+    refinement = (codes >> (8 - refined_bits)) & ((1 << extra) - 1)
+    return Encoded(params, planes.pack_row(base, bits, group), planes.pack_row(refinement, extra, group))
+
+
+def decode(
+    params: np.ndarray,
+    base: np.ndarray,
+    refinement: np.ndarray | None,
+    group: int,
+    bits: int,
+    refined_bits: int,
+) -> np.ndarray:
+    """Rows float32 [..., dim]: every value at the middle of its bin. Without refinement the base alone is read."""
+    dim = base.shape[-1] * 8 // bits
+    codes = planes.unpack_row(base, bits, group, dim)
+    n_bits = bits
+    if refinement is not None:
+        extra = refined_bits - bits
+        codes = (codes << extra) | planes.unpack_row(refinement, extra, group, dim)
+        n_bits = refined_bits
+    span, minimum = split_params(params)
+    step = span * np.float32(2.0**-n_bits)
+    middle = codes.reshape(*codes.shape[:-1], -1, group).astype(np.float32) + np.float32(0.5)
+    return (minimum[..., None] + middle * step[..., None]).reshape(codes.shape)
+
+
+def split_params(params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Range and minimum, float32, of params uint32."""
+    params = np.asarray(params, np.uint32)
+    low = (params & 0xFFFF).astype(np.uint16).view(np.float16)
+    high = (params >> 16).astype(np.uint16).view(np.float16)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def error_bound(params: np.ndarray, group: int, n_bits: int) -> np.ndarray:
+    """Largest |x - x'| of each value, float64 [..., dim], read back at `n_bits` bits.
+
+    Half a bin of range / 2^n. The code is a floor of a rounded float32 product, so an x on a bin's edge may
+    fall in its neighbour: (x - min) and 256 / range and their product are rounded once each, which moves the
+    product by at most 3 * 2^-24 of at most 256 codes. Reading back rounds twice, below |min| + range.
+    A group whose range is stored as 0 had a true range below 2^-14 and reads back as its minimum.
+    """
+    span, minimum = (part.astype(np.float64) for part in split_params(params))
+    half = span * 2.0 ** -(n_bits + 1)
+    rounding = 4 * 2.0**-24 * span + 2 * 2.0**-24 * (np.abs(minimum) + span)
+    bound = np.where(span == 0, 2.0**-14, half + rounding)
+    return np.repeat(bound, group, axis=-1)

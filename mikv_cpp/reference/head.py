@@ -1,0 +1,123 @@
+"""One KV head and one stream's cells: the arrays of FORMAT.md, one row at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from . import codec
+
+BLOCK_CELLS = 128  #: cells that share one mean key
+NOBODY = 0xFFFFFFFF  #: owner of a free slot
+
+
+class RowFormat(NamedTuple):
+    """What one row is."""
+
+    dim: int  #: values in the row
+    group: int  #: values that share a scale and a minimum
+    bits: int  #: base bits per value
+    refined_bits: int  #: base and refinement bits per value
+
+
+@dataclass
+class Rows:
+    """Keys or values of one KV head: bytes of every cell, of every slot, and the exact rows."""
+
+    dim: int
+    group: int
+    bits: int
+    refined_bits: int
+    params: np.ndarray  # uint32 [dim / group, n_cells]
+    base: np.ndarray  # uint8 [n_cells, dim * bits / 8]
+    refined: np.ndarray  # uint8 [n_slots, dim * (refined_bits - bits) / 8]
+    exact: np.ndarray  # float16 [n_exact, dim]
+
+    @staticmethod
+    def empty(row: RowFormat, n_cells: int, n_slots: int, n_exact: int) -> Rows:
+        dim, group, bits, refined_bits = row
+        extra = refined_bits - bits
+        return Rows(
+            dim,
+            group,
+            bits,
+            refined_bits,
+            np.zeros((dim // group, n_cells), np.uint32),
+            np.zeros((n_cells, dim * bits // 8), np.uint8),
+            np.zeros((n_slots, dim * extra // 8), np.uint8),
+            np.zeros((n_exact, dim), np.float16),
+        )
+
+    def store(self, cell: int, slot: int | None, row: np.ndarray) -> None:
+        encoded = codec.encode(row, self.group, self.bits, self.refined_bits)
+        self.params[:, cell] = encoded.params
+        self.base[cell] = encoded.base
+        if slot is not None:
+            self.refined[slot] = encoded.refinement
+
+    def load(self, cell: int, slot: int | None) -> np.ndarray:
+        refinement = None if slot is None else self.refined[slot]
+        return codec.decode(self.params[:, cell], self.base[cell], refinement, self.group, self.bits, self.refined_bits)
+
+
+@dataclass
+class Head:
+    """One KV head of one layer and stream."""
+
+    k: Rows
+    v: Rows
+    k_mean: np.ndarray  # float16 [n_blocks, head_dim_k]
+    slot_cell: np.ndarray  # uint32 [n_slots]
+    slot_mass: np.ndarray  # float32 [n_slots]
+    exact_cell: np.ndarray  # uint32 [n_exact]
+
+    def slot_of(self, cell: int) -> int | None:
+        return first_true(self.slot_cell == cell)
+
+    def exact_of(self, cell: int) -> int | None:
+        return first_true(self.exact_cell == cell)
+
+    def release(self, cell: int) -> None:
+        self.slot_cell[self.slot_cell == cell] = NOBODY
+        self.exact_cell[self.exact_cell == cell] = NOBODY
+
+    def load(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """Key and value of a committed cell, float64."""
+        exact = self.exact_of(cell)
+        if exact is not None:
+            return self.k.exact[exact].astype(np.float64), self.v.exact[exact].astype(np.float64)
+        slot = self.slot_of(cell)
+        mean = self.k_mean[cell // BLOCK_CELLS].astype(np.float64)
+        return self.k.load(cell, slot) + mean, self.v.load(cell, slot).astype(np.float64)
+
+    def rewrite(self, cell: int, value: int, row: np.ndarray) -> None:
+        """Stores the key (value 0) or the value (1) of a cell at the precision that the cell has."""
+        rows = self.v if value else self.k
+        exact = self.exact_of(cell)
+        if exact is not None:
+            rows.exact[exact] = codec.clean(row).astype(np.float16)
+            return
+        mean = np.float32(0) if value else self.k_mean[cell // BLOCK_CELLS].astype(np.float32)
+        rows.store(cell, self.slot_of(cell), np.asarray(row, np.float32) - mean)
+
+
+@dataclass
+class Cells:
+    """What all layers and heads of a stream share, per cell."""
+
+    born: np.ndarray  # uint32 [n_cells], `now` when the row was stored; 0: empty
+    seen: np.ndarray  # uint32 [n_cells], `batch` when a query last saw it
+    windowed: np.ndarray  # bool [n_cells], among the last `window` tokens of its sequence
+    now: int = 0  # tokens stored so far
+    batch: int = 0  # micro-batches so far
+
+    @staticmethod
+    def empty(n_cells: int) -> Cells:
+        return Cells(np.zeros(n_cells, np.uint32), np.zeros(n_cells, np.uint32), np.zeros(n_cells, bool))
+
+
+def first_true(found: np.ndarray) -> int | None:
+    index = np.flatnonzero(found)
+    return int(index[0]) if index.size else None

@@ -1,0 +1,145 @@
+// store and load of rows: the codec of codec/bitsplit.h, bit for bit, a vector at a time.
+#pragma once
+
+#include "backend/cpu/fast_math.h"
+#include "codec/bitsplit.h"
+
+namespace mikv {
+
+// Values [chunk * j, chunk * (j + 1)) of a group of n-bit numbers, one to a byte.
+template <class Isa, int group> static inline typename Isa::B group_codes(int n, const uint8_t * x, int j) {
+    constexpr int of_4 = group / 2, of_2 = group / 4; // bytes of planes
+    switch (n) {
+        case 1: return Isa::template plane<1, group>(x, j);
+        case 2: return Isa::template plane<2, group>(x, j);
+        case 3: return Isa::join(Isa::template plane<2, group>(x, j), 1, Isa::template plane<1, group>(x + of_2, j));
+        case 4: return Isa::template plane<4, group>(x, j);
+        case 5: return Isa::join(Isa::template plane<4, group>(x, j), 1, Isa::template plane<1, group>(x + of_4, j));
+        default: return Isa::join(Isa::template plane<4, group>(x, j), 2, Isa::template plane<2, group>(x + of_4, j));
+    }
+}
+
+template <class Isa, int group> constexpr int chunks_of() { return (group + Isa::chunk - 1) / Isa::chunk; }
+
+// Codes of one group of a row, refinement included unless null: put(d, codes) for each vector of values from d on.
+template <class Isa, int group, class Put>
+static inline void each_code(const RowFormat & f, const uint8_t * base, const uint8_t * refinement, const Put & put) {
+    for (int j = 0; j < chunks_of<Isa, group>(); j++) {
+        typename Isa::B codes = group_codes<Isa, group>(f.bits, base, j);
+        if (refinement) {
+            codes = Isa::join(codes, f.extra_bits(), group_codes<Isa, group>(f.extra_bits(), refinement, j));
+        }
+        for (int k = 0; k < Isa::chunk / Isa::width && k * Isa::width < group; k++) {
+            put(j * Isa::chunk + k * Isa::width, Isa::byte_floats(codes, k));
+        }
+    }
+}
+
+template <class Isa, int group>
+static void decode_groups(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+                          const uint8_t * refinement, float * row) {
+    using F           = typename Isa::F;
+    const int  extra  = refinement ? f.extra_bits() : 0;
+    const int  n      = f.bits + extra;
+    for (int g = 0; g < f.dim / group; g++) {
+        const uint32_t p    = params[g * params_stride];
+        const F        step = Isa::set(params_range(p) / float(1 << n)), low = Isa::set(params_min(p)), half = Isa::set(0.5f);
+        each_code<Isa, group>(f, base + g * (group / 8) * f.bits, extra ? refinement + g * (group / 8) * extra : nullptr,
+                              [&](int d, F code) {
+                                  // no fma: the same number as plain
+                                  Isa::store(row + g * group + d, Isa::add(low, Isa::mul(Isa::add(code, half), step)));
+                              });
+    }
+}
+
+template <class Isa>
+static void decode_row(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+                       const uint8_t * refinement, float * row) {
+    if (f.group == 64) {
+        decode_groups<Isa, 64>(f, params, params_stride, base, refinement, row);
+    } else {
+        decode_groups<Isa, 32>(f, params, params_stride, base, refinement, row);
+    }
+}
+
+template <class Isa> static inline typename Isa::F clamped(typename Isa::F x) {
+    using F       = typename Isa::F;
+    const F limit = Isa::set(half_max), zero = Isa::set(0.0f);
+    return Isa::select(Isa::equal(x, x), Isa::min(Isa::max(x, Isa::sub(zero, limit)), limit), zero);
+}
+
+// As group_params of the codec.
+template <class Isa> static inline uint32_t fast_group_params(const float * x, int group) {
+    using F = typename Isa::F;
+    F low = clamped<Isa>(Isa::load(x)), high = low;
+    for (int i = Isa::width; i < group; i += Isa::width) {
+        const F value = clamped<Isa>(Isa::load(x + i));
+        low           = Isa::min(low, value);
+        high          = Isa::max(high, value);
+    }
+    float   lo   = -Isa::largest(Isa::sub(Isa::set(0.0f), low));
+    const float hi = Isa::largest(high);
+    for (int i = 0; lo == 0.0f && i < group; i++) { // +0 or -0: the first one counts
+        if (clamp_to_half(x[i]) == 0.0f) {
+            lo = clamp_to_half(x[i]);
+            break;
+        }
+    }
+    const uint16_t min   = half_below(lo);
+    const float    range = hi - half_to_float(min);
+    const uint16_t wide  = range < half_min_normal ? uint16_t(0) : half_above(range > half_max ? half_max : range);
+    return uint32_t(wide) | (uint32_t(min) << 16);
+}
+
+// The planes of n-bit numbers, bits [shift, shift + n) of the codes: eight bytes of a plane at a time, four where it has no more.
+template <class Word> static inline void put_plane(const uint8_t * codes, int group, int p, int shift, uint8_t * to) {
+    const int  stride = group * p / 8;
+    const Word mask   = Word(0x0101010101010101u) * Word((1 << p) - 1);
+    for (int at = 0; at < stride; at += int(sizeof(Word))) {
+        Word bits = 0;
+        for (int i = 0; i < 8 / p; i++) {
+            Word some;
+            memcpy(&some, codes + i * stride + at, sizeof(Word));
+            bits |= ((some >> shift) & mask) << (p * i);
+        }
+        memcpy(to + at, &bits, sizeof(Word));
+    }
+}
+
+static inline void put_planes(const uint8_t * codes, int group, int n, int shift, uint8_t * to) {
+    while (n > 0) {
+        const int p = plane_bits(n);
+        n -= p;
+        if (group * p / 8 >= 8) {
+            put_plane<uint64_t>(codes, group, p, shift + n, to);
+        } else {
+            put_plane<uint32_t>(codes, group, p, shift + n, to);
+        }
+        to += group * p / 8;
+    }
+}
+
+template <class Isa>
+static void encode_row(const RowFormat & f, const float * row, uint32_t * params, int64_t params_stride, uint8_t * base,
+                       uint8_t * refinement) {
+    using F = typename Isa::F;
+    uint8_t codes[64];
+    for (int g = 0; g < f.n_groups(); g++) {
+        const float *  x         = row + g * f.group;
+        const uint32_t p         = fast_group_params<Isa>(x, f.group);
+        const float    range     = params_range(p);
+        const F        low       = Isa::set(params_min(p));
+        const F        per_range = Isa::set(range > 0.0f ? 256.0f / range : 0.0f);
+        for (int i = 0; i < f.group; i += Isa::width) {
+            const F scaled = Isa::mul(Isa::sub(clamped<Isa>(Isa::load(x + i)), low), per_range);
+            Isa::store_truncated(codes + i, Isa::min(Isa::max(scaled, Isa::set(0.0f)), Isa::set(255.0f)));
+        }
+        params[g * params_stride] = p;
+        put_planes(codes, f.group, f.bits, 8 - f.bits, base + g * (f.group * f.bits / 8));
+        if (refinement) {
+            put_planes(codes, f.group, f.extra_bits(), 8 - f.refined_bits, refinement + g * (f.group * f.extra_bits() / 8));
+        }
+    }
+}
+
+} // namespace mikv

@@ -1,0 +1,287 @@
+// score: logits of packed keys by integer dots, one tile of cells at a time, all query rows for each key that is unpacked.
+//
+// With q ~ scale * i (i: int8, one scale for each group), c the codes, mid the middle code, and key = low + (c + 1/2) * step:
+//     q.key = step * (scale * (sum(c * i) - mid * sum(i)) + (mid + 1/2) * sum(q)) + low * sum(q)
+// so what q loses by rounding is multiplied with c - mid, not with c. A refined key adds q.(finer code - its middle) * finer step.
+#pragma once
+
+#include "backend/cpu/fast_dots.h"
+#include "backend/cpu/fast_tile.h"
+
+namespace mikv {
+
+// 1: q as one int8, off by up to 1/254 of its group's largest; 2: another one for what is left, off by 1/65000, a third slower.
+constexpr int query_planes = 1;
+
+struct GroupTerms {
+    float scale[query_planes];
+    float sum;          // of q
+    float middle;       // (mid + 1/2) * sum(q) - mid * sum(q rounded)
+    float finer_middle; // - finer mid * sum(q rounded)
+};
+
+// The query rows, rounded.
+struct RoundedQuery {
+    int8_t *     words; // [n_groups][n_rows][query_planes][group]
+    GroupTerms * terms; // [n_groups][n_rows]
+};
+
+// Rounds one group of one row to words [query_planes][group]; returns the sum of the rounded values.
+template <class Isa> static float round_group(const float * q, int group, int8_t * words, float * scale) {
+    using F = typename Isa::F;
+    alignas(64) float rest[64];
+    F                 top = Isa::set(0.0f);
+    for (int i = 0; i < group; i += Isa::width) {
+        top = Isa::max(top, Isa::magnitude(Isa::load(q + i)));
+        Isa::store(rest + i, Isa::load(q + i));
+    }
+    float step = Isa::largest(top) / 127.0f;
+    F     sum  = Isa::set(0.0f);
+    for (int plane = 0; plane < query_planes; plane++, step /= 254.0f, words += group) {
+        const F per_step = Isa::set(step > 1e-30f ? 1.0f / step : 0.0f);
+        for (int i = 0; i < group; i += Isa::width) {
+            const F whole = Isa::round(Isa::mul(Isa::load(rest + i), per_step));
+            const F value = Isa::mul(whole, Isa::set(step));
+            Isa::store_truncated(words + i, whole);
+            Isa::store(rest + i, Isa::sub(Isa::load(rest + i), value));
+            sum = Isa::add(sum, value);
+        }
+        scale[plane] = step;
+    }
+    return Isa::sum(sum);
+}
+
+template <class Isa> struct Scorer {
+    using F                    = typename Isa::F;
+    static constexpr int width = Isa::width;
+
+    const HeadView &   head;
+    const CellIndex &  index;
+    const StagedRows & staged;
+    const QueryRows &  rows;
+    RoundedQuery       query     = {}; // this and what follows: set by lay_out()
+    float *            logits    = nullptr; // [n_rows][tile_cells], of the tile at work
+    float *            mean_dots = nullptr; // [n_rows], with the mean of block `block`
+    float *            finer     = nullptr; // [n_rows][width]
+    float *            key       = nullptr; // [k.dim]
+    uint8_t *          tail      = nullptr; // [width][k.base_bytes()]
+    int                block     = -1;
+
+    void lay_out(Scratch & scratch) {
+        const size_t n = rows.n_rows, groups = n * head.k.n_groups();
+        query.words    = reinterpret_cast<int8_t *>(scratch.take(n * query_planes * head.k.dim / 4));
+        query.terms    = reinterpret_cast<GroupTerms *>(scratch.take(groups * sizeof(GroupTerms) / 4));
+        logits         = scratch.take(n * tile_cells);
+        mean_dots      = scratch.take(n);
+        finer          = scratch.take(n * width);
+        key            = scratch.take(head.k.dim);
+        tail           = reinterpret_cast<uint8_t *>(scratch.take(width * head.k.base_bytes() / 4));
+    }
+
+    void begin() {
+        const RowFormat & f     = head.k;
+        const float       mid   = float((1 << f.bits) - 1) * 0.5f;
+        const float       finer = float((1 << f.extra_bits()) - 1) * 0.5f;
+            for (int g = 0; g < f.n_groups(); g++) {
+            for (int row = 0; row < rows.n_rows; row++) {
+                const size_t  at      = size_t(g) * rows.n_rows + row;
+                const float * q       = rows.q + int64_t(row) * f.dim + g * f.group;
+                GroupTerms &  terms   = query.terms[at];
+                const float   rounded = round_group<Isa>(q, f.group, query.words + at * query_planes * f.group, terms.scale);
+                F             sum     = Isa::set(0.0f);
+                for (int i = 0; i < f.group; i += width) {
+                    sum = Isa::add(sum, Isa::load(q + i));
+                }
+                terms.sum          = Isa::sum(sum);
+                terms.middle       = (mid + 0.5f) * terms.sum - mid * rounded;
+                terms.finer_middle = -finer * rounded;
+            }
+        }
+    }
+
+    void read_mean(int cell) {
+        if (cell / block_cells != block) {
+            block = cell / block_cells;
+            halves_to_floats<Isa>(head.k_mean + int64_t(block) * head.k.dim, head.k.dim, key);
+            for (int row = 0; row < rows.n_rows; row++) {
+                mean_dots[row] = dot_floats<Isa>(rows.q + int64_t(row) * head.k.dim, key, head.k.dim);
+            }
+        }
+    }
+
+    // to[row] = (to[row] or `begin`) + step * (q.codes + offset) for `width` cells and all rows; their group g is unpacked in codes.
+    template <int group, int most, class Begin>
+    void add_group(int g, const uint8_t * codes, float GroupTerms::*offset, F step, const Begin & begin, float * to, int to_row) {
+        const int8_t *     words = query.words + int64_t(g) * rows.n_rows * query_planes * group;
+        const GroupTerms * terms = query.terms + int64_t(g) * rows.n_rows;
+        with_rows(rows.n_rows, [&](auto count, int first) {
+            constexpr int       M = decltype(count)::value;
+            alignas(64) int32_t sums[query_planes][M][width];
+            for (int plane = 0; plane < query_planes; plane++) {
+                add_dots<Isa, M, 1, most>({codes, width * 4, words + (int64_t(first) * query_planes + plane) * group, query_planes * group,
+                                           group / 4, sums[plane][0], width, false, 1});
+            }
+            for (int i = 0; i < M; i++) {
+                const GroupTerms & t   = terms[first + i];
+                F                  sum = Isa::set(t.*offset);
+                for (int plane = 0; plane < query_planes; plane++) {
+                    sum = Isa::fma(Isa::floats(Isa::load_lanes(sums[plane][i])), Isa::set(t.scale[plane]), sum);
+                }
+                float * x = to + (first + i) * to_row;
+                Isa::store(x, Isa::fma(step, sum, begin(first + i, x)));
+            }
+        });
+    }
+
+    // Base logits of the tile's cells i .. i + width; of those past its end: anything.
+    template <int group, int bits> void score_base(const Tile & tile, int i) {
+        alignas(64) uint8_t codes[group * width];
+        const RowFormat &   f     = head.k;
+        const int           bytes = f.base_bytes();
+        const uint8_t *     base  = head.k_base + int64_t(tile.first + i) * bytes;
+        if (i + width > tile.n) {
+            memcpy(tail, base, size_t(tile.n - i) * bytes);
+            base = tail;
+        }
+        for (int g = 0; g < f.dim / group; g++, base += group / 8 * bits) {
+            unpack_cells<Isa, group, bits>([&](int k) { return base + k * bytes; }, codes);
+            F range, low;
+            read_params<Isa>(head.k_params + int64_t(g) * head.n_cells + tile.first + i, tile.n - i, range, low);
+            const F            step  = Isa::mul(range, Isa::set(1.0f / float(1 << bits)));
+            const GroupTerms * terms = query.terms + int64_t(g) * rows.n_rows;
+            add_group<group, (1 << bits) - 1>(
+                g, codes, &GroupTerms::middle, step,
+                [&](int row, const float * x) {
+                    return Isa::fma(low, Isa::set(terms[row].sum), g ? Isa::load(x) : Isa::set(mean_dots[row]));
+                },
+                logits + i, tile_cells);
+        }
+    }
+
+    // Adds to `width` refined cells, tile.refined[i ..], what their refinement says.
+    template <int group, int bits> void score_refined(const Tile & tile, int i) {
+        alignas(64) uint8_t codes[group * width];
+        const uint8_t *     refinement[width];
+        uint32_t            params[width];
+        int                 cell[width];
+        const RowFormat &   f = head.k;
+        const int           n = tile.n_refined - i < width ? tile.n_refined - i : width;
+        for (int k = 0; k < width; k++) {
+            cell[k]       = tile.refined[i + (k < n ? k : n - 1)];
+            refinement[k] = head.k_refined + int64_t(index.place[tile.first + cell[k]]) * f.refinement_bytes();
+        }
+        for (int g = 0; g < f.dim / group; g++) {
+            unpack_cells<Isa, group, bits>([&](int k) { return refinement[k] + g * (group / 8) * bits; }, codes);
+            for (int k = 0; k < width; k++) {
+                params[k] = head.k_params[int64_t(g) * head.n_cells + tile.first + cell[k]];
+            }
+            F range, low;
+            Isa::params(params, range, low);
+            add_group<group, (1 << bits) - 1>(
+                g, codes, &GroupTerms::finer_middle, Isa::mul(range, Isa::set(1.0f / float(1 << f.refined_bits))),
+                [&](int, const float * x) { return g ? Isa::load(x) : Isa::set(0.0f); }, finer, width);
+        }
+        for (int row = 0; row < rows.n_rows; row++) {
+            for (int k = 0; k < n; k++) {
+                logits[row * tile_cells + cell[k]] += finer[row * width + k];
+            }
+        }
+    }
+
+    void score_direct(int cell, int at) {
+        const float * floats = key;
+        if (index.staged[cell] >= 0) {
+            floats = staged.k + index.staged[cell] * staged.k_stride;
+        } else {
+            halves_to_floats<Isa>(head.k_exact + int64_t(-2 - index.place[cell]) * head.k.dim, head.k.dim, key);
+        }
+        for (int row = 0; row < rows.n_rows; row++) {
+            logits[row * tile_cells + at] = dot_floats<Isa>(rows.q + int64_t(row) * head.k.dim, floats, head.k.dim);
+        }
+    }
+
+    template <int group> void score_tile(const Tile & tile) {
+        read_mean(tile.first);
+        for (int i = 0; i < tile.n; i += width) {
+            if (tile.seen >> i & ((1u << width) - 1)) {
+                with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile, i); });
+            }
+        }
+        for (int i = 0; i < tile.n_refined && head.k.extra_bits(); i += width) {
+            with_bits(head.k.extra_bits(), [&](auto bits) { score_refined<group, bits.value>(tile, i); });
+        }
+        for (int i = 0; i < tile.n_direct; i++) {
+            score_direct(tile.first + tile.direct[i], tile.direct[i]);
+        }
+    }
+
+    // Soft cap, ALiBi and mask of the tile's logits of one row, written to x [tile_cells]; returns the largest.
+    float finish(const Tile & tile, int row, float * x) const {
+        alignas(64) uint16_t bits[tile_cells];
+        const uint16_t *     mask    = rows.mask + (row % rows.n_tokens) * rows.mask_stride + tile.first;
+        const float *        from    = logits + row * tile_cells;
+        const F              masked  = Isa::set(masked_logit), slope = Isa::set(rows.slope[row / rows.n_tokens]);
+        F                    largest = masked;
+        if (tile.n < tile_cells) {
+            memcpy(bits, mask, tile.n * sizeof(uint16_t));
+            for (int i = tile.n; i < tile_cells; i++) {
+                bits[i] = 0xFC00u;
+            }
+            mask = bits;
+        }
+        for (int i = 0; i < tile_cells; i += width) {
+            F logit = capped<Isa>(Isa::load(from + i), rows.softcap);
+            if (!tile.clear) {
+                logit = masked_by<Isa>(logit, Isa::halves(mask + i), slope);
+            }
+            Isa::store(x + i, logit);
+            largest = Isa::max(logit, largest);
+        }
+        return Isa::largest(largest);
+    }
+
+    // Logits of the cells [first, last) at their columns; largest (may be null): of each row.
+    void score(int first, int last, float * to, int64_t stride, float * largest) {
+        for (int row = 0; largest && row < rows.n_rows; row++) {
+            largest[row] = masked_logit;
+        }
+        Tile tile;
+        for (int at = first; at < last; at += tile.n) {
+            const bool seen = read_tile<Isa>(index, rows, at, tile_end(at, last), tile);
+            if (seen && head.k.group == 64) {
+                score_tile<64>(tile);
+            } else if (seen) {
+                score_tile<32>(tile);
+            }
+            for (int row = 0; row < rows.n_rows; row++) {
+                const float top = write(tile, seen, row, to + row * stride + at);
+                if (largest && top > largest[row]) {
+                    largest[row] = top;
+                }
+            }
+        }
+    }
+
+    float write(const Tile & tile, bool seen, int row, float * to) const {
+        if (seen && tile.n == tile_cells) {
+            return finish(tile, row, to);
+        }
+        float       rest[tile_cells];
+        const float top = seen ? finish(tile, row, rest) : masked_logit;
+        for (int i = 0; i < tile.n; i++) {
+            to[i] = seen ? rest[i] : masked_logit;
+        }
+        return top;
+    }
+};
+
+template <class Isa>
+static void score(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first, int last,
+                  float * logits, int64_t logit_stride) {
+    Scorer<Isa> scorer{head, index, staged, rows};
+    reserve(scorer);
+    scorer.begin();
+    scorer.score(first, last, logits, logit_stride, nullptr);
+}
+
+} // namespace mikv

@@ -1,0 +1,107 @@
+"""KVConfig, presets, budgets."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mikv_cpp import ConfigError, KVConfig
+from mikv_cpp.config import PRESETS, parse_budget
+
+
+def test_presets_are_what_the_readme_says() -> None:
+    rows = {name: (c.k_bits, c.v_bits, c.refined_bits, c.refined_share, c.policy) for name, c in PRESETS.items()}
+    assert rows == {
+        "mikv": (3, 2, 5, 0.28, "h2o"),
+        "paper": (2, 2, 8, 0.20, "h2o"),
+        "k4v3": (4, 3, 8, 0.10, "h2o"),
+        "sinks": (4, 4, 8, 0.0, "recent"),
+        "q8": (4, 4, 8, 1.0, "h2o"),
+    }
+    assert all((c.sinks, c.window, c.center_keys, c.budget) == (4, 64, True, None) for c in PRESETS.values())
+    assert KVConfig.presets()[0] == "mikv"
+
+
+def test_default_is_the_preset_mikv() -> None:
+    assert KVConfig() == KVConfig.preset("mikv")
+
+
+def test_preset_with_changes() -> None:
+    assert KVConfig.preset("paper", budget="25%") == dataclasses.replace(PRESETS["paper"], budget="25%")
+
+
+def test_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        KVConfig().k_bits = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"k_bits": 5}, ["k_bits=5", "2, 3, 4"]),
+        ({"v_bits": 1}, ["v_bits=1", "2, 3, 4"]),
+        ({"k_bits": 3.0}, ["k_bits=3.0"]),
+        ({"k_bits": True}, ["k_bits=True"]),
+        ({"refined_bits": 7}, ["refined_bits=7", "4, 5, 6, 8"]),
+        ({"refined_share": 1.5}, ["refined_share=1.5", "between 0 and 1"]),
+        ({"refined_share": float("nan")}, ["refined_share=nan"]),
+        ({"refined_share": "0.3"}, ["refined_share='0.3'"]),
+        ({"sinks": 65}, ["sinks=65", "0 to 64"]),
+        ({"window": -1}, ["window=-1", "0 to 4096"]),
+        ({"group": 16}, ["group=16", "0, 32, 64"]),
+        ({"center_keys": 1}, ["center_keys=1"]),
+        ({"policy": "best"}, ["'best'", "h2o, recent, random", "register_policy"]),
+        ({"budget": "lots"}, ["'lots'", "25%"]),
+    ],
+)
+def test_impossible_values_are_named_with_the_remedy(fields: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        KVConfig(**fields)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'best': use one of mikv, paper, k4v3, sinks, q8"):
+        KVConfig.preset("best")
+
+
+def test_unknown_field_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="no field 'bits': it has k_bits, v_bits"):
+        KVConfig.preset("mikv", bits=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "of_1000"),
+    [
+        ("25%", 250),
+        (" 12.5 % ", 125),
+        ("100%", 1000),
+        ("1.5GiB", 3 << 29),
+        ("800MB", 800_000_000),
+        ("2kib", 2048),
+        ("77", 77),
+        (5, 5),
+    ],
+)
+def test_budgets_are_read(text: Any, of_1000: int) -> None:
+    assert parse_budget(text).of(1000) == of_1000
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "0%", "101%", "-5MB", "0", "12x", "1.5 G iB", "1e9", "٣MB", None, 1.5, True, "1" * 400]
+)
+def test_unreadable_budgets_say_what_can_be_read(text: Any) -> None:
+    with pytest.raises(ConfigError, match=r"25%.*1\.5GiB"):
+        parse_budget(text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_budget_or_a_config_error(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert parse_budget(text).of(10**6) >= 0
