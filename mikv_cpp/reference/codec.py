@@ -56,7 +56,7 @@ def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.n
     Returns range float16 and minimum float16, both [..., dim / group], and codes uint8 [..., dim].
     """
     rows = clean(rows)
-    x = rows.reshape(*rows.shape[:-1], -1, group)
+    x = rows.reshape(*rows.shape[:-1], rows.shape[-1] // group, group)
     minimum = f16_not_above(x.min(axis=-1))
     low = minimum.astype(np.float32)
     # A span beyond the largest f16 is clamped like any other value that f16 cannot hold.

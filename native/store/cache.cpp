@@ -14,8 +14,8 @@ namespace {
 std::atomic<uint64_t> last_id{0};
 
 size_t table_bytes(const mikv_shape & s) {
-    // born, seen, staged: 4 bytes each; flags: 1 (CellTable::size_bytes adds the list of waiting cells)
-    return size_t(s.n_stream) * s.n_cells * 13;
+    // born, seen, staged: 4 bytes each; flags: 1; and the list of waiting cells
+    return size_t(s.n_stream) * (size_t(s.n_cells) * 13 + sizeof(int) * size_t(std::min(staging_tokens, s.n_cells)));
 }
 
 size_t state_bytes(const HeadLayout & l) { return sizeof(HeadState) + sizeof(float) * l.k.dim + size_t(l.n_blocks()); }

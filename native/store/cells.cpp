@@ -37,6 +37,7 @@ void CellTable::begin(const CellBatch & batch, int sinks, int window) {
         staged_[cell] = -1;
     }
     waiting_.clear();
+    waiting_.reserve(size_t(batch.n_tokens));
     for (int t = 0; t < batch.n_tokens; t++) {
         const int cell = int(batch.cells[t] - batch.first_cell);
         staged_[cell]  = t;

@@ -110,7 +110,7 @@ def test_options_of_the_cache_reach_it(run: Run, tiny_model: Writer) -> None:
     kv = json.loads(run(*options, *cache).stdout)["kv"]
     assert kv["tokens_exact"] == 8
     assert kv["tokens_refined"] == pytest.approx(256, abs=8)
-    kv = json.loads(run(*options, "--budget", "40%").stdout)["kv"]
+    kv = json.loads(run(*options, "-c", 4096, "--budget", "40%").stdout)["kv"]
     assert 0.35 < kv["bytes_total"] / kv["bytes_f16"] <= 0.40
 
 

@@ -20,6 +20,7 @@ struct Avx2 {
     static constexpr int chunk        = 32;
     static constexpr int accumulators = 12; // of a product's block, so that its factors fit the registers too
     static constexpr int gemm_rows    = 6;
+    static constexpr int dot_sums     = 8;
 
     static F    load(const float * x) { return _mm256_loadu_ps(x); }
     static void store(float * x, F a) { _mm256_storeu_ps(x, a); }
@@ -122,7 +123,15 @@ struct Avx2 {
     static I    add_lanes(I a, I b) { return _mm256_add_epi32(a, b); }
     static I    either(I a, I b) { return _mm256_or_si256(a, b); }
     static I    mask(I a, int bits) { return _mm256_and_si256(a, _mm256_set1_epi8(char(bits))); }
-    static I    shift(I a, int n) { return n > 0 ? _mm256_srli_epi16(a, n) : n < 0 ? _mm256_slli_epi16(a, -n) : a; } // n < 0: up
+
+    // Bits to the right, to the left where n < 0; they may leave their byte.
+    template <int n> static I shift(I a) {
+        if constexpr (n > 0) {
+            return _mm256_srli_epi16(a, n);
+        } else {
+            return n < 0 ? _mm256_slli_epi16(a, -n) : a;
+        }
+    }
 
     // Four int8 in every lane.
     static I spread(const int8_t * x) {

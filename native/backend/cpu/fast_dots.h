@@ -3,11 +3,18 @@
 // place in the row, and its four codes are those of four cells. Shifts and masks work on all lanes alike.
 #pragma once
 
+#include <utility>
+
 #include "backend/cpu/fast_math.h"
 
 namespace mikv {
 
 template <int n> struct Number { static constexpr int value = n; };
+
+template <class Work, int... i> static inline void each_of(std::integer_sequence<int, i...>, const Work & work) { (work(Number<i>{}), ...); }
+
+// work(Number<i>) for i = 0 .. n - 1, without a loop.
+template <int n, class Work> static inline void each_below(const Work & work) { each_of(std::make_integer_sequence<int, n>{}, work); }
 
 // Calls work(Number<n>), so that what it does is compiled for every number of bits.
 template <class Work> static inline void with_bits(int n, const Work & work) {
@@ -41,10 +48,10 @@ template <class Work> static inline void with_rows(int n_rows, const Work & work
     }
 }
 
-// The widest power of two of columns' vectors for which M rows of accumulators fit the registers.
+// The widest power of two of columns' vectors for which M rows of sums fit the registers.
 template <class Isa, int M> constexpr int columns_for(int most) {
     int n = 1;
-    while (2 * n <= most && 2 * n * M <= Isa::accumulators) {
+    while (2 * n <= most && 2 * n * M <= Isa::dot_sums) {
         n *= 2;
     }
     return n;
@@ -65,11 +72,11 @@ template <class Isa, int group, int n, class Row> static inline void load_cells(
     }
 }
 
-template <class Isa, int group, int n> static inline typename Isa::I cells_word(const typename Isa::I * planes, int word) {
+template <class Isa, int group, int n, int word> static inline typename Isa::I cells_word(const typename Isa::I * planes) {
     constexpr int p = Planes<n>::top, rest = Planes<n>::rest, n_words = group * p / 32;
-    const auto    bits = Isa::mask(Isa::shift(planes[word % n_words], p * (word / n_words) - rest), ((1 << p) - 1) << rest);
+    const auto    bits = Isa::mask(Isa::template shift<p *(word / n_words) - rest>(planes[word % n_words]), ((1 << p) - 1) << rest);
     if constexpr (rest > 0) {
-        return Isa::either(bits, cells_word<Isa, group, rest>(planes + n_words, word));
+        return Isa::either(bits, cells_word<Isa, group, rest, word>(planes + n_words));
     } else {
         return bits;
     }
@@ -78,9 +85,9 @@ template <class Isa, int group, int n> static inline typename Isa::I cells_word(
 template <class Isa, int group, int n, class Row> static inline void unpack_cells(const Row & row, uint8_t * codes) {
     typename Isa::I planes[group * n / 32];
     load_cells<Isa, group, n>(row, planes);
-    for (int word = 0; word < group / 4; word++) {
-        Isa::store_lanes(codes + word * Isa::width * 4, cells_word<Isa, group, n>(planes, word));
-    }
+    each_below<group / 4>([&](auto word) {
+        Isa::store_lanes(codes + word.value * Isa::width * 4, cells_word<Isa, group, n, word.value>(planes));
+    });
 }
 
 // Values: a group's codes of four cells: codes [group lanes]. A plane of fewer bytes than lanes is repeated, shifted, to fill them.
@@ -98,12 +105,12 @@ template <class Isa, int group, int n, class Row> static inline void load_places
     }
 }
 
-template <class Isa, int group, int n> static inline typename Isa::I places_vector(const typename Isa::I * planes, int v) {
+template <class Isa, int group, int n, int v> static inline typename Isa::I places_vector(const typename Isa::I * planes) {
     constexpr int p = Planes<n>::top, rest = Planes<n>::rest;
     using Plane     = PlacePlane<Isa, group, p>;
-    const auto bits = Isa::mask(Isa::shift(planes[v % Plane::n_vectors], Plane::shift * (v / Plane::n_vectors) - rest), ((1 << p) - 1) << rest);
+    const auto bits = Isa::mask(Isa::template shift<Plane::shift *(v / Plane::n_vectors) - rest>(planes[v % Plane::n_vectors]), ((1 << p) - 1) << rest);
     if constexpr (rest > 0) {
-        return Isa::either(bits, places_vector<Isa, group, rest>(planes + Plane::n_vectors, v));
+        return Isa::either(bits, places_vector<Isa, group, rest, v>(planes + Plane::n_vectors));
     } else {
         return bits;
     }
@@ -112,16 +119,17 @@ template <class Isa, int group, int n> static inline typename Isa::I places_vect
 template <class Isa, int group, int n, class Row> static inline void unpack_places(const Row & row, uint8_t * codes) {
     typename Isa::I planes[2 * group / 8]; // enough for every n
     load_places<Isa, group, n>(row, planes);
-    for (int v = 0; v < group / Isa::width; v++) {
-        Isa::store_lanes(codes + v * Isa::width * 4, places_vector<Isa, group, n>(planes, v));
-    }
+    each_below<group / Isa::width>([&](auto v) {
+        Isa::store_lanes(codes + v.value * Isa::width * 4, places_vector<Isa, group, n, v.value>(planes));
+    });
 }
 
-// sums[i][j] = (sums or 0) + factor * sum over k < depth of codes[k][j] . words[i][k], for M rows i and N vectors of lanes j; a word
+// sums[i][j] = (sums or 0) + factor * sum over k < depth of codes[j][k] . words[i][k], for M rows i and N vectors of lanes j; a word
 // is four int8.
 struct Dots {
     const uint8_t * codes;
-    int             code_step; // bytes
+    int             code_step; // bytes from k to k + 1
+    int             code_row;  // bytes from j to j + 1
     const int8_t *  words;
     int64_t         word_row; // bytes
     int             depth;
@@ -131,42 +139,57 @@ struct Dots {
     int             factor;
 };
 
-// most: the largest code.
-template <class Isa, int M, int N, int most> static inline void add_dots(const Dots & x) {
-    using I            = typename Isa::I;
-    constexpr int most_steps = Isa::dot_steps(most);
-    for (int k = 0; k < x.depth; k += most_steps) {
-        const int end = k + most_steps < x.depth ? k + most_steps : x.depth;
+// Steps k .. k + S: codes in registers first, then row by row.
+template <class Isa, int M, int N, int S> static inline void step_dots(const Dots & x, int k, typename Isa::I sum[M][N]) {
+    typename Isa::I code[S][N];
+    for (int s = 0; s < S; s++) {
+        for (int j = 0; j < N; j++) {
+            code[s][j] = Isa::load_lanes(x.codes + (k + s) * x.code_step + j * x.code_row);
+        }
+    }
+    for (int i = 0; i < M; i++) {
+        for (int s = 0; s < S; s++) {
+            const auto word = Isa::spread(x.words + i * x.word_row + (k + s) * 4);
+            for (int j = 0; j < N; j++) {
+                sum[i][j] = Isa::add_dots(sum[i][j], code[s][j], word);
+            }
+        }
+    }
+}
+
+// The same for one step of more columns than rows: words in registers first.
+template <class Isa, int M, int N> static inline void step_wide_dots(const Dots & x, int k, typename Isa::I sum[M][N]) {
+    typename Isa::I word[M];
+    for (int i = 0; i < M; i++) {
+        word[i] = Isa::spread(x.words + i * x.word_row + k * 4);
+    }
+    for (int j = 0; j < N; j++) {
+        const auto code = Isa::load_lanes(x.codes + k * x.code_step + j * x.code_row);
+        for (int i = 0; i < M; i++) {
+            sum[i][j] = Isa::add_dots(sum[i][j], code, word[i]);
+        }
+    }
+}
+
+// most: the largest code. Depth must be a multiple of `unroll`.
+template <class Isa, int M, int N, int most, int unroll> static inline void add_dots(Dots x) {
+    using I              = typename Isa::I;
+    constexpr int steps  = Isa::dot_steps(most); // that fit a sum
+    constexpr int S      = steps < unroll ? 2 : unroll, stretch = steps / S * S;
+    int           k      = 0;
+    do {
+        const int end = k + stretch < x.depth ? k + stretch : x.depth;
         I         sum[M][N];
         for (int i = 0; i < M; i++) {
             for (int j = 0; j < N; j++) {
                 sum[i][j] = Isa::no_dots();
             }
         }
-        for (int step = k; step < end; step++) {
-            const uint8_t * codes = x.codes + step * x.code_step;
-            if constexpr (N <= M) {
-                I code[N];
-                for (int j = 0; j < N; j++) {
-                    code[j] = Isa::load_lanes(codes + j * Isa::width * 4);
-                }
-                for (int i = 0; i < M; i++) {
-                    const I word = Isa::spread(x.words + i * x.word_row + step * 4);
-                    for (int j = 0; j < N; j++) {
-                        sum[i][j] = Isa::add_dots(sum[i][j], code[j], word);
-                    }
-                }
+        for (int step = k; step < end; step += S) {
+            if constexpr (N > M && S == 1) {
+                step_wide_dots<Isa, M, N>(x, step, sum);
             } else {
-                I word[M];
-                for (int i = 0; i < M; i++) {
-                    word[i] = Isa::spread(x.words + i * x.word_row + step * 4);
-                }
-                for (int j = 0; j < N; j++) {
-                    const I code = Isa::load_lanes(codes + j * Isa::width * 4);
-                    for (int i = 0; i < M; i++) {
-                        sum[i][j] = Isa::add_dots(sum[i][j], code, word[i]);
-                    }
-                }
+                step_dots<Isa, M, N, S>(x, step, sum);
             }
         }
         for (int i = 0; i < M; i++) {
@@ -176,7 +199,8 @@ template <class Isa, int M, int N, int most> static inline void add_dots(const D
                 Isa::store_lanes(to, x.add || k ? Isa::add_lanes(whole, Isa::load_lanes(to)) : whole);
             }
         }
-    }
+        k = end;
+    } while (k < x.depth);
 }
 
 } // namespace mikv

@@ -62,9 +62,10 @@ template <class Isa> struct Scorer {
     RoundedQuery       query     = {}; // this and what follows: set by lay_out()
     float *            logits    = nullptr; // [n_rows][tile_cells], of the tile at work
     float *            mean_dots = nullptr; // [n_rows], with the mean of block `block`
-    float *            finer     = nullptr; // [n_rows][width]
+    float *            finer     = nullptr; // [n_rows][tile_cells], of the refined cells
+    float *            nothing   = nullptr; // [n_rows] zeros
     float *            key       = nullptr; // [k.dim]
-    uint8_t *          tail      = nullptr; // [width][k.base_bytes()]
+    uint8_t *          codes     = nullptr; // [tile_cells][group]
     int                block     = -1;
 
     void lay_out(Scratch & scratch) {
@@ -73,15 +74,17 @@ template <class Isa> struct Scorer {
         query.terms    = reinterpret_cast<GroupTerms *>(scratch.take(groups * sizeof(GroupTerms) / 4));
         logits         = scratch.take(n * tile_cells);
         mean_dots      = scratch.take(n);
-        finer          = scratch.take(n * width);
+        finer          = scratch.take(n * tile_cells);
+        nothing        = scratch.take(n);
         key            = scratch.take(head.k.dim);
-        tail           = reinterpret_cast<uint8_t *>(scratch.take(width * head.k.base_bytes() / 4));
+        codes          = reinterpret_cast<uint8_t *>(scratch.take(size_t(tile_cells) * head.k.group / 4));
     }
 
     void begin() {
         const RowFormat & f     = head.k;
         const float       mid   = float((1 << f.bits) - 1) * 0.5f;
-        const float       finer = float((1 << f.extra_bits()) - 1) * 0.5f;
+        const float       finer_mid = float((1 << f.extra_bits()) - 1) * 0.5f;
+        memset(nothing, 0, rows.n_rows * sizeof(float));
             for (int g = 0; g < f.n_groups(); g++) {
             for (int row = 0; row < rows.n_rows; row++) {
                 const size_t  at      = size_t(g) * rows.n_rows + row;
@@ -94,7 +97,7 @@ template <class Isa> struct Scorer {
                 }
                 terms.sum          = Isa::sum(sum);
                 terms.middle       = (mid + 0.5f) * terms.sum - mid * rounded;
-                terms.finer_middle = -finer * rounded;
+                terms.finer_middle = -finer_mid * rounded;
             }
         }
     }
@@ -109,81 +112,107 @@ template <class Isa> struct Scorer {
         }
     }
 
-    // to[row] = (to[row] or `begin`) + step * (q.codes + offset) for `width` cells and all rows; their group g is unpacked in codes.
-    template <int group, int most, class Begin>
-    void add_group(int g, const uint8_t * codes, float GroupTerms::*offset, F step, const Begin & begin, float * to, int to_row) {
+    // Some cells of a tile, in the order in which they are worked on.
+    struct Cells {
+        int             n;
+        const uint8_t * rows[tile_cells]; // repeated to a whole vector
+        float           step[tile_cells]; // of the group at work
+        float           low[tile_cells];
+    };
+
+    static void repeat_last(Cells & cells) {
+        for (int i = cells.n; i % width; i++) {
+            cells.rows[i] = cells.rows[cells.n - 1];
+        }
+    }
+
+    // to[row][cell] = (to or, for group 0, begin[row]) + low * sum(q) + step * (q . codes + offset), for all rows.
+    template <int group, int bits>
+    void add_group(int g, const Cells & cells, float GroupTerms::*offset, const float * begin, float * to) {
+        constexpr int code_row = group * width; // bytes of a vector of cells
+        const int     n        = (cells.n + width - 1) / width;
+        for (int v = 0; v < n; v++) {
+            const uint8_t * const * at = cells.rows + v * width;
+            unpack_cells<Isa, group, bits>([&](int i) { return at[i] + g * (group / 8) * bits; }, codes + v * code_row);
+        }
         const int8_t *     words = query.words + int64_t(g) * rows.n_rows * query_planes * group;
         const GroupTerms * terms = query.terms + int64_t(g) * rows.n_rows;
         with_rows(rows.n_rows, [&](auto count, int first) {
-            constexpr int       M = decltype(count)::value;
-            alignas(64) int32_t sums[query_planes][M][width];
+            constexpr int       M = decltype(count)::value, most = (1 << bits) - 1;
+            alignas(64) int32_t sums[query_planes][M][tile_cells];
             for (int plane = 0; plane < query_planes; plane++) {
-                add_dots<Isa, M, 1, most>({codes, width * 4, words + (int64_t(first) * query_planes + plane) * group, query_planes * group,
-                                           group / 4, sums[plane][0], width, false, 1});
+                Dots dots{codes, width * 4, code_row, words + (int64_t(first) * query_planes + plane) * group, query_planes * group,
+                          head.k.group / 4, sums[plane][0], tile_cells, false, 1};
+                int  v = 0;
+                for (; v + 2 <= n; v += 2, dots.codes += 2 * code_row, dots.sums += 2 * width) {
+                    add_dots<Isa, M, 2, most, 2>(dots);
+                }
+                if (v < n) {
+                    add_dots<Isa, M, 1, most, 2>(dots);
+                }
             }
             for (int i = 0; i < M; i++) {
-                const GroupTerms & t   = terms[first + i];
-                F                  sum = Isa::set(t.*offset);
-                for (int plane = 0; plane < query_planes; plane++) {
-                    sum = Isa::fma(Isa::floats(Isa::load_lanes(sums[plane][i])), Isa::set(t.scale[plane]), sum);
+                const GroupTerms & t     = terms[first + i];
+                const F            shift = Isa::set(t.*offset), sum = Isa::set(t.sum), start = Isa::set(begin[first + i]);
+                float *            x     = to + (first + i) * tile_cells;
+                for (int c = 0; c < n * width; c += width) {
+                    F dot = shift;
+                    for (int plane = 0; plane < query_planes; plane++) {
+                        dot = Isa::fma(Isa::floats(Isa::load_lanes(sums[plane][i] + c)), Isa::set(t.scale[plane]), dot);
+                    }
+                    const F base = Isa::fma(Isa::load(cells.low + c), sum, g ? Isa::load(x + c) : start);
+                    Isa::store(x + c, Isa::fma(Isa::load(cells.step + c), dot, base));
                 }
-                float * x = to + (first + i) * to_row;
-                Isa::store(x, Isa::fma(step, sum, begin(first + i, x)));
             }
         });
     }
 
-    // Base logits of the tile's cells i .. i + width; of those past its end: anything.
-    template <int group, int bits> void score_base(const Tile & tile, int i) {
-        alignas(64) uint8_t codes[group * width];
-        const RowFormat &   f     = head.k;
-        const int           bytes = f.base_bytes();
-        const uint8_t *     base  = head.k_base + int64_t(tile.first + i) * bytes;
-        if (i + width > tile.n) {
-            memcpy(tail, base, size_t(tile.n - i) * bytes);
-            base = tail;
+    // Base logits of the tile; of cells past its end: anything.
+    template <int group, int bits> void score_base(const Tile & tile) {
+        const RowFormat & f = head.k;
+        Cells             cells;
+        cells.n = tile.n;
+        for (int i = 0; i < tile.n; i++) {
+            cells.rows[i] = head.k_base + int64_t(tile.first + i) * f.base_bytes();
         }
-        for (int g = 0; g < f.dim / group; g++, base += group / 8 * bits) {
-            unpack_cells<Isa, group, bits>([&](int k) { return base + k * bytes; }, codes);
-            F range, low;
-            read_params<Isa>(head.k_params + int64_t(g) * head.n_cells + tile.first + i, tile.n - i, range, low);
-            const F            step  = Isa::mul(range, Isa::set(1.0f / float(1 << bits)));
-            const GroupTerms * terms = query.terms + int64_t(g) * rows.n_rows;
-            add_group<group, (1 << bits) - 1>(
-                g, codes, &GroupTerms::middle, step,
-                [&](int row, const float * x) {
-                    return Isa::fma(low, Isa::set(terms[row].sum), g ? Isa::load(x) : Isa::set(mean_dots[row]));
-                },
-                logits + i, tile_cells);
+        repeat_last(cells);
+        for (int g = 0; g < f.dim / group; g++) {
+            const uint32_t * params = head.k_params + int64_t(g) * head.n_cells + tile.first;
+            for (int i = 0; i < tile.n; i += width) {
+                F range, low;
+                read_params<Isa>(params + i, tile.n - i, range, low);
+                Isa::store(cells.step + i, Isa::mul(range, Isa::set(1.0f / float(1 << bits))));
+                Isa::store(cells.low + i, low);
+            }
+            add_group<group, bits>(g, cells, &GroupTerms::middle, mean_dots, logits);
         }
     }
 
-    // Adds to `width` refined cells, tile.refined[i ..], what their refinement says.
-    template <int group, int bits> void score_refined(const Tile & tile, int i) {
-        alignas(64) uint8_t codes[group * width];
-        const uint8_t *     refinement[width];
-        uint32_t            params[width];
-        int                 cell[width];
-        const RowFormat &   f = head.k;
-        const int           n = tile.n_refined - i < width ? tile.n_refined - i : width;
-        for (int k = 0; k < width; k++) {
-            cell[k]       = tile.refined[i + (k < n ? k : n - 1)];
-            refinement[k] = head.k_refined + int64_t(index.place[tile.first + cell[k]]) * f.refinement_bytes();
+    // Adds to the refined cells what their refinement says.
+    template <int group, int bits> void score_refined(const Tile & tile) {
+        const RowFormat &    f = head.k;
+        alignas(64) uint32_t params[tile_cells] = {0};
+        Cells                cells;
+        cells.n = tile.n_refined;
+        memset(cells.low, 0, sizeof(cells.low));
+        for (int i = 0; i < cells.n; i++) {
+            cells.rows[i] = head.k_refined + int64_t(index.place[tile.first + tile.refined[i]]) * f.refinement_bytes();
         }
+        repeat_last(cells);
         for (int g = 0; g < f.dim / group; g++) {
-            unpack_cells<Isa, group, bits>([&](int k) { return refinement[k] + g * (group / 8) * bits; }, codes);
-            for (int k = 0; k < width; k++) {
-                params[k] = head.k_params[int64_t(g) * head.n_cells + tile.first + cell[k]];
+            for (int i = 0; i < cells.n; i++) {
+                params[i] = head.k_params[int64_t(g) * head.n_cells + tile.first + tile.refined[i]];
             }
-            F range, low;
-            Isa::params(params, range, low);
-            add_group<group, (1 << bits) - 1>(
-                g, codes, &GroupTerms::finer_middle, Isa::mul(range, Isa::set(1.0f / float(1 << f.refined_bits))),
-                [&](int, const float * x) { return g ? Isa::load(x) : Isa::set(0.0f); }, finer, width);
+            for (int i = 0; i < cells.n; i += width) {
+                F range, low;
+                Isa::params(params + i, range, low);
+                Isa::store(cells.step + i, Isa::mul(range, Isa::set(1.0f / float(1 << f.refined_bits))));
+            }
+            add_group<group, bits>(g, cells, &GroupTerms::finer_middle, nothing, finer);
         }
         for (int row = 0; row < rows.n_rows; row++) {
-            for (int k = 0; k < n; k++) {
-                logits[row * tile_cells + cell[k]] += finer[row * width + k];
+            for (int i = 0; i < cells.n; i++) {
+                logits[row * tile_cells + tile.refined[i]] += finer[row * tile_cells + i];
             }
         }
     }
@@ -202,13 +231,9 @@ template <class Isa> struct Scorer {
 
     template <int group> void score_tile(const Tile & tile) {
         read_mean(tile.first);
-        for (int i = 0; i < tile.n; i += width) {
-            if (tile.seen >> i & ((1u << width) - 1)) {
-                with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile, i); });
-            }
-        }
-        for (int i = 0; i < tile.n_refined && head.k.extra_bits(); i += width) {
-            with_bits(head.k.extra_bits(), [&](auto bits) { score_refined<group, bits.value>(tile, i); });
+        with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile); });
+        if (tile.n_refined && head.k.extra_bits()) {
+            with_bits(head.k.extra_bits(), [&](auto bits) { score_refined<group, bits.value>(tile); });
         }
         for (int i = 0; i < tile.n_direct; i++) {
             score_direct(tile.first + tile.direct[i], tile.direct[i]);

@@ -166,7 +166,7 @@ template <class Isa> struct ValueSum {
     // Adds the codes of the cells 0 .. n, weighted by `scaled`, and `shared`, to group g of acc. Cell i's group lies at row(i).
     template <int group, int bits, class Row> void add_codes(const Row & row, int n, int g) {
         constexpr float mid = float((1 << bits) - 1) * 0.5f;
-        const int       n_quads = (n + 3) / 4;
+        const int       n_quads = (n + 7) / 8 * 2; // an even number
         for (int quad = 0; quad < n_quads; quad++) {
             unpack_places<Isa, group, bits>([&](int i) { return row(4 * quad + i < n ? 4 * quad + i : n - 1); }, codes + quad * group * 4);
         }
@@ -174,15 +174,15 @@ template <class Isa> struct ValueSum {
             constexpr int M = decltype(count)::value, N = columns_for<Isa, M>(group / width);
             float         scales[M];
             for (int i = 0; i < M; i++) {
-                scales[i] = round_weights(first + i, n, mid);
+                scales[i] = round_weights(first + i, n_quads * 4, mid);
             }
             for (int d = 0; d < group; d += N * width) {
-                Dots dots{codes + d * 4, group * 4, words + first * 2 * tile_cells, 2 * tile_cells, n_quads, sums + d, group, false, 128};
-                add_dots<Isa, M, N, (1 << bits) - 1>(dots);
+                Dots dots{codes + d * 4, group * 4, width * 4, words + first * 2 * tile_cells, 2 * tile_cells, n_quads, sums + d, group, false, 128};
+                add_dots<Isa, M, N, (1 << bits) - 1, 2>(dots);
                 dots.words += tile_cells;
                 dots.add    = true;
                 dots.factor = 1;
-                add_dots<Isa, M, N, (1 << bits) - 1>(dots);
+                add_dots<Isa, M, N, (1 << bits) - 1, 2>(dots);
             }
             for (int i = 0; i < M; i++) {
                 const F scale = Isa::set(scales[i]), offset = Isa::set(shared[first + i]);

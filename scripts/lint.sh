@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Format and lint checks of everything; --fix formats instead of complaining.
+# Needs ruff, mypy and clang-format: pip install -e '.[dev]'. MIKV_VENV names the environment, else .venv or the path.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH="${MIKV_VENV:-$PWD/.venv}/bin:$PATH"
+
+faults=0
+check() {
+    echo "- $*"
+    "$@" || faults=$((faults + 1))
+}
+
+mapfile -d '' cpp_files < <(find native tests/native \( -name '*.h' -o -name '*.cpp' \) -print0)
+if [ "${1:-}" = --fix ]; then
+    clang-format -i "${cpp_files[@]}"
+    ruff check --quiet --fix .
+    ruff format --quiet .
+fi
+echo "- clang-format of ${#cpp_files[@]} files"
+clang-format --dry-run -Werror "${cpp_files[@]}" 2>&1 | grep -E 'error:' | cut -d: -f1 | sort | uniq -c
+[ "${PIPESTATUS[0]}" -eq 0 ] || faults=$((faults + 1))
+check ruff check .
+check ruff format --check .
+check mypy
+check python3 scripts/layers.py
+check python3 scripts/size.py
+echo "lint: $faults of 6 checks failed"
+[ "$faults" -eq 0 ]

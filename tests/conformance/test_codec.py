@@ -1,0 +1,44 @@
+"""The codec: every kernel set must give the bytes of the NumPy definition, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from codec_check import check_decode, check_encode, check_rows, native_decode, native_encode
+from native_library import NativeError, check, kernel_names, lib
+from tables import ROWS, SPLITS
+
+
+@pytest.fixture(params=kernel_names(), autouse=True)
+def kernel(request):
+    check(lib.mikv_kernel_select(request.param.encode()))
+    yield request.param
+    check(lib.mikv_kernel_select(b"auto"))
+
+
+@pytest.mark.parametrize("dim, group", ROWS)
+@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+def test_encode_is_bit_exact(dim, group, bits, refined_bits):
+    check_rows(lambda name, row: check_encode(native_encode, name, row, group, bits, refined_bits), dim, group)
+
+
+@pytest.mark.parametrize("dim, group", ROWS)
+@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+def test_decode_is_within_one_ulp(dim, group, bits, refined_bits):
+    check_rows(lambda name, row: check_decode(native_decode, name, row, group, bits, refined_bits), dim, group)
+
+
+@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+def test_every_byte_decodes(bits, refined_bits):
+    """All 256 values of every byte, not only those that an encoder makes."""
+    rng = np.random.default_rng(bits * 10 + refined_bits)
+    for value in range(256):
+        base = np.full(64 * bits // 8, value, np.uint8)
+        refinement = rng.integers(0, 256, 64 * (refined_bits - bits) // 8, dtype=np.uint8)
+        params = np.array([0x3C00 | (0xBC00 << 16)], np.uint32)
+        check_decode(native_decode, f"byte {value}", (params, base, refinement), 64, bits, refined_bits)
+
+
+def test_a_row_of_another_size_is_refused():
+    with pytest.raises(NativeError, match="80 values in groups of 64"):
+        native_encode(np.zeros(80, np.float32), 64, 2, 8)
