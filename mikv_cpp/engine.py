@@ -29,7 +29,7 @@ from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import plan_cache
 
 CACHE_TYPES = {name: getattr(api, f"GGML_TYPE_{name.upper()}") for name in PLAIN_BITS}
-MIKV_TYPE = "q8_0"  # the logical type: llama.cpp rotates keys and values for it
+MIKV_TYPE = "q8_0"  # the logical type where the head size is not known: llama.cpp rotates keys and values for it
 Tokens = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 
@@ -105,7 +105,7 @@ class Engine:
         kv: what a MIKV cache holds now; None for llama.cpp's own caches.
     """
 
-    def __init__(self, loaded: Loaded, spec: CacheSpec, n_ctx: int, ubatch: int, n_threads: int) -> None:
+    def __init__(self, loaded: Loaded, spec: CacheSpec, cache_type: str, n_ctx: int, ubatch: int, n_threads: int) -> None:
         self.spec = spec
         self.vocabulary = loaded.vocabulary
         self.n_past = 0
@@ -115,7 +115,7 @@ class Engine:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = self._ubatch
         params.n_threads = params.n_threads_batch = n_threads
-        params.type_k = params.type_v = CACHE_TYPES[MIKV_TYPE if spec.config else spec.name]
+        params.type_k = params.type_v = CACHE_TYPES[cache_type]
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.offload_kqv = True
         params.no_perf = True
@@ -220,7 +220,7 @@ class Models:
             raise ConfigError(f"a context of {n_ctx} tokens in micro-batches of {ubatch} cannot be made: both must be positive")
         loaded = self._load(spec.config is not None)
         if spec.config is None:
-            engine = Engine(loaded, spec, n_ctx, ubatch, self.n_threads)
+            engine = Engine(loaded, spec, spec.name, n_ctx, ubatch, self.n_threads)
         else:
             engine = self._open_mikv(loaded, spec, spec.config, n_ctx, ubatch)
         self._engines.append(engine)
@@ -231,7 +231,8 @@ class Models:
         plan = plan_cache(library, self.file, config, n_ctx)
         before = set(library.caches(device))
         library.configure(device, plan.config, plan.shape, plan.budget_bytes)
-        engine = Engine(loaded, spec, n_ctx, ubatch, self.n_threads)
+        cache_type = plan.shape.logical_type if plan.shape else MIKV_TYPE
+        engine = Engine(loaded, spec, cache_type, n_ctx, ubatch, self.n_threads)
         made = [cache for cache in library.caches(device) if cache not in before]
         note = library.note(device)
         if not made:

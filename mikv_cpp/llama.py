@@ -211,9 +211,8 @@ class Llama(llama_cpp.Llama):
             with _ErrorLog() as log:
                 self._load(model_path, log, kwargs)
         else:
-            settled = _settle(kwargs)
             plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx)
-            self._load_on_mikv(model_path, plan, settled)
+            self._load_on_mikv(model_path, plan, _settle(kwargs, plan.shape.logical_type if plan.shape else "q8_0"))
 
     def _load_on_mikv(self, model_path: Union[str, os.PathLike[str]], plan: Plan, kwargs: dict[str, Any]) -> None:
         library, device = native_library(), mikv_device()
@@ -386,15 +385,16 @@ class Llama(llama_cpp.Llama):
             super().close()
 
 
-def _settle(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments for llama_cpp.Llama, with those set that mixed precision needs.
+def _settle(kwargs: dict[str, Any], logical_type: str) -> dict[str, Any]:
+    """The arguments for llama_cpp.Llama, with those set that mixed precision needs; logical_type is Shape's.
 
     Raises:
         ConfigError: one is given that contradicts it.
     """
+    logical = getattr(api, f"GGML_TYPE_{logical_type.upper()}")
     allowed: dict[str, tuple[Any, ...]] = {
-        "type_k": (None, api.GGML_TYPE_Q8_0),
-        "type_v": (None, api.GGML_TYPE_Q8_0),
+        "type_k": (None, logical),
+        "type_v": (None, logical),
         "flash_attn": (True,),
         "offload_kqv": (True,),
         "n_gpu_layers": (0, -1, _ALL_LAYERS),  # 0 is llama_cpp's default, and the device computes on the CPU anyway
@@ -404,5 +404,4 @@ def _settle(kwargs: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(
                 f'{name}={kwargs[name]!r} cannot be combined with a mixed-precision cache: leave it out, or use kv="off"'
             )
-    q8_0 = api.GGML_TYPE_Q8_0
-    return {**kwargs, "n_gpu_layers": -1, "flash_attn": True, "offload_kqv": True, "type_k": q8_0, "type_v": q8_0}
+    return {**kwargs, "n_gpu_layers": -1, "flash_attn": True, "offload_kqv": True, "type_k": logical, "type_v": logical}

@@ -37,6 +37,14 @@ class Shape:
     head_dim_k: int
     head_dim_v: int
 
+    @property
+    def logical_type(self) -> str:
+        """What llama.cpp is told to store: q8_0 brings its rotation, which head sizes that are no multiple of 64 do without.
+
+        They get f16: a context shift of a q8_0 cache that is not rotated makes llama.cpp 0.3.36 crash.
+        """
+        return "f16" if self.head_dim_k % 64 or self.head_dim_v % 64 else "q8_0"
+
 
 @dataclass(frozen=True)
 class PolicyQuery:
@@ -213,6 +221,7 @@ class Library:
         out.center_keys = int(config.center_keys)
         out.policy = config.policy.encode()
         out.budget_bytes = budget_bytes
+        out.compress_f16 = int(shape is not None and shape.logical_type == "f16")
         out.head_dim_k = shape.head_dim_k if shape else 0
         out.head_dim_v = shape.head_dim_v if shape else 0
         return out

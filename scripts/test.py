@@ -17,7 +17,6 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FIND_LIBRARY = "from mikv_cpp.native import find_library; print(find_library())"
 
 
 def environment_python() -> Path:
@@ -42,11 +41,7 @@ def main() -> int:
     installed = subprocess.run([python, "-m", "pip", "install", "--editable", ".[test]"], cwd=ROOT, check=False)
     if installed.returncode:
         return installed.returncode
-    library = subprocess.run(
-        [python, "-c", FIND_LIBRARY], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
-    ).stdout.strip()
-    environment = {"MIKV_LIBRARY": library, **os.environ}  # for the tests that use the library without the package
-    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":

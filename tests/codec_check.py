@@ -85,13 +85,16 @@ def hard_rows(dim: int, group: int) -> list[tuple[str, np.ndarray]]:
 
 def check_rows(check_row, dim: int, group: int) -> None:
     """Every hard row; all that fail are named."""
-    faults = []
-    for name, row in hard_rows(dim, group):
-        try:
-            check_row(name, row)
-        except AssertionError as fault:
-            faults.append(str(fault))
+    faults = [fault for name, row in hard_rows(dim, group) if (fault := _fault(check_row, name, row))]
     assert not faults, "\n".join(faults)
+
+
+def _fault(check_row, name: str, row: np.ndarray) -> str:
+    try:
+        check_row(name, row)
+    except AssertionError as fault:
+        return str(fault)
+    return ""
 
 
 def check_encode(encode, name: str, row: np.ndarray, group: int, bits: int, refined_bits: int) -> None:

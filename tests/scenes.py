@@ -71,8 +71,7 @@ class Scene:
         if cells is None:
             cells = np.stack([self.free_cells(s, n) for s in streams])
         for i, stream in enumerate(streams):
-            for cell, sequence in zip(cells[i], sequences):
-                self.sequence[stream, cell] = -1
+            self.sequence[stream, cells[i]] = -1
             for cell, sequence in zip(cells[i], sequences):
                 held = self.sequence[stream] == sequence
                 self.position[stream, cell] = self.position[stream, held].max(initial=-1) + 1
@@ -104,8 +103,8 @@ class Scene:
         q = self.rng.normal(size=(*lead, n_head, s.head_dim_k)) * view.gain
         return Step(
             cells=cells,
-            k=k.astype(np.float32),
-            v=v.astype(np.float32),
+            k=k.astype(np.float16).astype(np.float32),  # as the staging holds them
+            v=v.astype(np.float16).astype(np.float32),
             q=q.astype(np.float32),
             mask=mask,
             scale=s.head_dim_k**-0.5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -89,11 +90,8 @@ def shape_cases() -> list[Case]:
 def view_cases() -> list[Case]:
     """Every kind of mask and bias, short and past two blocks, with and without refinement and centring."""
     cases = []
-    for (name, view), (k_bits, share, centred) in product(
-        VIEWS.items(), ((2, 0.2, True), (4, 0.0, False), (3, 1.0, True))
-    ):
+    for (name, view), (k_bits, share, centred) in product(VIEWS.items(), ((2, 0.2, True), (4, 0.0, False), (3, 1.0, True))):
         config = Config(k_bits, 2, 8, sinks=2, window=3, refined_share=share, center_keys=centred)
         shape = Shape(n_head_kv=2, n_cells=400)
-        view = View(**{**vars(view), "gqa": 2})
-        cases.append(Case(f"{name}-k{k_bits}-{share}", config, shape, view, (150, 129, 1, 1, 2)))
+        cases.append(Case(f"{name}-k{k_bits}-{share}", config, shape, replace(view, gqa=2), (150, 129, 1, 1, 2)))
     return cases

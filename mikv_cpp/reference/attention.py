@@ -17,7 +17,8 @@ def alibi_slopes(n_head: int, max_bias: float) -> np.ndarray:
     head = np.arange(n_head)
     first = 2.0 ** (-max_bias / whole * (head + 1))
     rest = 2.0 ** (-max_bias / 2 / whole * (2 * (head - whole) + 1))
-    return np.where(head < whole, first, rest)
+    out: np.ndarray = np.where(head < whole, first, rest)
+    return out
 
 
 def logits(
@@ -59,19 +60,23 @@ def probabilities(scores: np.ndarray, sinks: np.ndarray | None = None) -> np.nda
     total = weights.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(np.asarray(sinks, np.float64)[None, :, None] - top)
-    return weights / np.where(total == 0, 1.0, total)
+    out: np.ndarray = weights / np.where(total == 0, 1.0, total)
+    return out
 
 
 def weigh(p: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Output float64 [n_tokens, n_head, dim] of probabilities p over values v [n_kv, n_head_kv, dim]."""
     n_tokens, n_head, n_kv = p.shape
     n_head_kv = v.shape[1]
-    v = np.where((p > 0).any(axis=(0, 1))[:, None, None], np.asarray(v, np.float64), 0.0)
+    wanted: np.ndarray = p.max(axis=(0, 1), initial=0.0) > 0
+    v = np.where(wanted[:, None, None], np.asarray(v, np.float64), 0.0)
     grouped = p.reshape(n_tokens, n_head_kv, n_head // n_head_kv, n_kv)
-    return np.einsum("tgrc,cgd->tgrd", grouped, v).reshape(n_tokens, n_head, -1)
+    out: np.ndarray = np.einsum("tgrc,cgd->tgrd", grouped, v).reshape(n_tokens, n_head, -1)
+    return out
 
 
 def mass(p: np.ndarray, n_head_kv: int) -> np.ndarray:
     """Attention mass float64 [n_head_kv, n_kv]: probabilities summed over queries and over the heads of a KV head."""
     n_tokens, n_head, n_kv = p.shape
-    return p.reshape(n_tokens, n_head_kv, n_head // n_head_kv, n_kv).sum(axis=(0, 2))
+    out: np.ndarray = p.reshape(n_tokens, n_head_kv, n_head // n_head_kv, n_kv).sum(axis=(0, 2))
+    return out

@@ -6,7 +6,7 @@ Arrays are those of FORMAT.md. Attention reads the bytes back and works in float
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,9 +90,7 @@ class ReferenceCache:
     def clear(self) -> None:
         """Forgets every token."""
         s = self.shape
-        self.heads = [
-            [[self._empty_head() for _ in range(s.n_head_kv)] for _ in range(s.n_stream)] for _ in range(s.n_layer)
-        ]
+        self.heads = [[[self._empty_head() for _ in range(s.n_head_kv)] for _ in range(s.n_stream)] for _ in range(s.n_layer)]
         self.cells = [[Cells.empty(s.n_cells) for _ in range(s.n_stream)] for _ in range(s.n_layer)]
         self.demotions = 0
         self.mass = {"exact": 0.0, "refined": 0.0, "base": 0.0}
@@ -114,9 +112,10 @@ class ReferenceCache:
     def step(self, layer: int, step: Step) -> np.ndarray:
         """Stores the rows of a micro-batch and returns its attention, float64 [n_stream, n, n_head, head_dim_v].
 
-        Queries see committed rows as they read back and the rows of this step exactly, each through the mask's
-        column of its cell. The rows are committed afterwards.
+        Queries see committed rows as they read back and the rows of this step as float16 holds them, each through the
+        mask's column of its cell. The rows are committed afterwards.
         """
+        step = replace(step, k=_as_f16(step.k), v=_as_f16(step.v))
         outputs = []
         for i in range(step.cells.shape[0]):
             stream = step.first_stream + i
@@ -223,9 +222,7 @@ class ReferenceCache:
                 head.k.exact[free] = codec.clean(k).astype(np.float16)
                 head.v.exact[free] = codec.clean(v).astype(np.float16)
 
-    def _choose(
-        self, layer: int, h: int, head: Head, cells: Cells, new: list[int], mass: np.ndarray
-    ) -> dict[int, float]:
+    def _choose(self, layer: int, h: int, head: Head, cells: Cells, new: list[int], mass: np.ndarray) -> dict[int, float]:
         """Ranks refined rows and new ones together and demotes the losers.
 
         mass: float64 [n_kv], what this step's queries gave each cell. Returns the new cells that win, with their mass.
@@ -318,3 +315,8 @@ class ReferenceCache:
             held = head.slot_cell != NOBODY
             out[h, head.slot_cell[held]] = head.slot_mass[held]
         return out
+
+
+def _as_f16(rows: np.ndarray) -> np.ndarray:
+    """Float32 rows rounded to the nearest float16, as they wait in the micro-batch."""
+    return codec.clean(rows).astype(np.float16).astype(np.float32)

@@ -47,7 +47,8 @@ def f16_not_below(x: np.ndarray) -> np.ndarray:
 def clean(x: np.ndarray) -> np.ndarray:
     """Float32 of x with NaN as 0, everything clamped to +-65504, and one zero only (+0)."""
     x = np.nan_to_num(np.asarray(x, np.float32), nan=0.0, posinf=F16_MAX, neginf=-F16_MAX)
-    return np.clip(x, -F16_MAX, F16_MAX) + np.float32(0.0)
+    out: np.ndarray = np.clip(x, -F16_MAX, F16_MAX) + np.float32(0.0)
+    return out
 
 
 def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,7 +99,8 @@ def decode(
     span, minimum = split_params(params)
     step = span * np.float32(2.0**-n_bits)
     middle = codes.reshape(*codes.shape[:-1], -1, group).astype(np.float32) + np.float32(0.5)
-    return (minimum[..., None] + middle * step[..., None]).reshape(codes.shape)
+    out: np.ndarray = (minimum[..., None] + middle * step[..., None]).reshape(codes.shape)
+    return out
 
 
 def split_params(params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -37,6 +37,7 @@ class Rows:
 
     @staticmethod
     def empty(row: RowFormat, n_cells: int, n_slots: int, n_exact: int) -> Rows:
+        """Rows that hold nothing yet, for so many cells, slots and exact rows."""
         dim, group, bits, refined_bits = row
         extra = refined_bits - bits
         return Rows(
@@ -51,6 +52,7 @@ class Rows:
         )
 
     def store(self, cell: int, slot: int | None, row: np.ndarray) -> None:
+        """Encodes a row, float32 [dim], into its cell, and its refinement into the slot if it has one."""
         encoded = codec.encode(row, self.group, self.bits, self.refined_bits)
         self.params[:, cell] = encoded.params
         self.base[cell] = encoded.base
@@ -58,6 +60,7 @@ class Rows:
             self.refined[slot] = encoded.refinement
 
     def load(self, cell: int, slot: int | None) -> np.ndarray:
+        """The row of a cell as it reads back, float32 [dim]."""
         refinement = None if slot is None else self.refined[slot]
         return codec.decode(self.params[:, cell], self.base[cell], refinement, self.group, self.bits, self.refined_bits)
 
@@ -74,12 +77,15 @@ class Head:
     exact_cell: np.ndarray  # uint32 [n_exact]
 
     def slot_of(self, cell: int) -> int | None:
+        """The slot that holds the cell's refinement, if any."""
         return first_true(self.slot_cell == cell)
 
     def exact_of(self, cell: int) -> int | None:
+        """The exact row that is the cell's, if any."""
         return first_true(self.exact_cell == cell)
 
     def release(self, cell: int) -> None:
+        """Frees the cell's slot and exact row."""
         self.slot_cell[self.slot_cell == cell] = NOBODY
         self.exact_cell[self.exact_cell == cell] = NOBODY
 
@@ -115,9 +121,11 @@ class Cells:
 
     @staticmethod
     def empty(n_cells: int) -> Cells:
+        """Cells that hold nothing."""
         return Cells(np.zeros(n_cells, np.uint32), np.zeros(n_cells, np.uint32), np.zeros(n_cells, bool))
 
 
 def first_true(found: np.ndarray) -> int | None:
+    """Index of the first True, or None."""
     index = np.flatnonzero(found)
     return int(index[0]) if index.size else None

@@ -39,7 +39,8 @@ def random(query: Query) -> np.ndarray:
     h ^= h >> np.uint64(15)
     h = (h * np.uint64(2246822519)) & word
     h ^= h >> np.uint64(13)
-    return (h >> np.uint64(8)).astype(np.float32)
+    out: np.ndarray = (h >> np.uint64(8)).astype(np.float32)
+    return out
 
 
 POLICIES: dict[str, Callable[[Query], np.ndarray]] = {"h2o": h2o, "recent": recent, "random": random}

@@ -16,7 +16,14 @@ MIKV_FN float clamp_to_half(float x) {
     return x > half_max ? half_max : x < -half_max ? -half_max : x;
 }
 
-// u32 of a group: range (f16) below, minimum (f16) above.
+// u32 of a group: range (f16) below, minimum (f16) above. lo and hi: its extremes, clamped.
+MIKV_FN uint32_t pack_params(float lo, float hi) {
+    const uint16_t min   = lo == 0.0f ? uint16_t(0) : half_below(lo); // one zero, whichever came first
+    const float    range = hi - half_to_float(min);
+    const uint16_t wide  = half_above(range > half_max ? half_max : range);
+    return uint32_t(half_to_float(wide) < half_min_normal ? uint16_t(0) : wide) | (uint32_t(min) << 16);
+}
+
 MIKV_FN uint32_t group_params(const float * x, int group) {
     float lo = clamp_to_half(x[0]), hi = lo;
     for (int i = 1; i < group; i++) {
@@ -24,10 +31,7 @@ MIKV_FN uint32_t group_params(const float * x, int group) {
         lo                = value < lo ? value : lo;
         hi                = value > hi ? value : hi;
     }
-    const uint16_t min   = half_below(lo);
-    const float    range = hi - half_to_float(min);
-    const uint16_t wide  = range < half_min_normal ? uint16_t(0) : half_above(range > half_max ? half_max : range);
-    return uint32_t(wide) | (uint32_t(min) << 16);
+    return pack_params(lo, hi);
 }
 
 MIKV_FN float params_range(uint32_t params) { return half_to_float(uint16_t(params & 0xFFFFu)); }

@@ -51,7 +51,7 @@ mikv_status config_from_environment(mikv_config * config) {
     } whole[] = {
         {"MIKV_K_BITS", 2, 4, &c.k_bits},       {"MIKV_V_BITS", 2, 4, &c.v_bits},    {"MIKV_REFINED_BITS", 4, 8, &c.refined_bits},
         {"MIKV_SINKS", 0, 64, &c.sinks},        {"MIKV_WINDOW", 0, 4096, &c.window}, {"MIKV_GROUP", 0, 64, &c.group},
-        {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys},
+        {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys}, {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
     };
     for (const auto & entry : whole) {
         if (mikv_status status = read_whole(entry.name, entry.low, entry.high, entry.value)) {

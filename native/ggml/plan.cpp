@@ -135,7 +135,7 @@ bool Plan::add_set_rows(ggml_tensor * node) {
     const auto layer = layer_work(*kv, cells);
     const bool first = !layer->has_key && !layer->has_value;
     (kv->value ? layer->has_value : layer->has_key) = true;
-    if (!layer->cache().reserve_staging(int(rows->ne[1]))) {
+    if (!layer->cache().staging().reserve(int(rows->ne[1]))) {
         GGML_ABORT("mikv: no memory for a micro-batch of %d tokens: use a smaller one (-ub)", int(rows->ne[1]));
     }
     Work & work = new_work({rows, cells}, nullptr);
@@ -144,6 +144,7 @@ bool Plan::add_set_rows(ggml_tensor * node) {
     work.run = [layer, value, rows, data, first, &work](int thread, int n_threads) {
         if (thread == 0 && first) {
             read_cells(*layer, data->at(layer->cells));
+            layer->cache().staging().open();
         } else if (thread == 0 && layer->step) {
             layer->open(data->foreign());
         }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "codec/half.h"
 #include "store/commit.h"
 
 namespace mikv {
@@ -37,18 +36,13 @@ void LayerWork::open(bool mask_to_come) {
 }
 
 void stage_rows(const LayerWork & layer, bool value, const ggml_tensor * rows, const char * bytes, int thread, int n_threads) {
-    Staging &     staging = layer.cache().staging();
-    float *       to      = value ? staging.v : staging.k;
-    const int64_t width = rows->ne[0], n = rows->ne[1];
-    for (int64_t i = thread; i < n; i += n_threads) {
+    Staging & staging = layer.cache().staging();
+    for (int64_t i = thread; i < rows->ne[1]; i += n_threads) {
         const char * row = bytes + i * int64_t(rows->nb[1]);
         if (rows->type == GGML_TYPE_F32) {
-            std::memcpy(to + i * width, row, size_t(width) * sizeof(float));
+            staging.put(value, int(i), reinterpret_cast<const float *>(row));
         } else {
-            const uint16_t * half = reinterpret_cast<const uint16_t *>(row);
-            for (int64_t d = 0; d < width; d++) {
-                to[i * width + d] = half_to_float(half[d]);
-            }
+            staging.put(value, int(i), reinterpret_cast<const uint16_t *>(row));
         }
     }
 }
@@ -65,7 +59,6 @@ void commit_unattended(LayerWork & layer) {
         if (layer.begins) {
             Step::begin_batch(cache, shape, ids.data() + begin, StepData());
         }
-        const int n_heads = cache.shape().n_head_kv, dim_k = cache.shape().head_dim_k, dim_v = cache.shape().head_dim_v;
         std::vector<int> cells;
         int              last = 0;
         for (size_t i = begin; i < end; i++) {
@@ -73,12 +66,11 @@ void commit_unattended(LayerWork & layer) {
             last = std::max(last, cells.back() + 1);
         }
         std::vector<int32_t> place(static_cast<size_t>(last));
-        for (int h = 0; h < n_heads; h++) {
+        for (int h = 0; h < cache.shape().n_head_kv; h++) {
             cache.index_cells(cache.head(layer.tensor.index, int(stream), h), last, place.data());
-            const float * k = cache.staging().k + int64_t(begin) * n_heads * dim_k + h * dim_k;
-            const float * v = cache.staging().v + int64_t(begin) * n_heads * dim_v + h * dim_v;
-            commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), k, v, int64_t(n_heads) * dim_k,
-                                int64_t(n_heads) * dim_v, place.data(), last, nullptr, 0, 1.0f});
+            const StagedRows rows = cache.staging().rows(int(begin), int(end - begin), h);
+            commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), rows.k, rows.v, rows.k_stride, rows.v_stride,
+                                place.data(), last, nullptr, 0, 1.0f});
         }
     }
 }

@@ -21,7 +21,7 @@ typedef enum mikv_status {
 
 /* How a cache stores its tokens. Fill with mikv_config_default() first, then change fields. */
 typedef struct mikv_config {
-    int64_t budget_bytes;  /* bytes the whole cache may take, metadata included; 0: refined_share decides */
+    int64_t budget_bytes;  /* bytes the whole cache may take, metadata and staging of up to 512 tokens included; 0: refined_share decides */
     int32_t k_bits;        /* base bits of a key:   2, 3 or 4 */
     int32_t v_bits;        /* base bits of a value: 2, 3 or 4 */
     int32_t refined_bits;  /* bits of a refined token, keys and values: 4, 5, 6 or 8, not below k_bits and v_bits */
@@ -53,7 +53,7 @@ typedef struct mikv_stats {
     int64_t  bytes_base;     /* codes, scales and minima of every cell */
     int64_t  bytes_refined;  /* refinement codes and exact rows */
     int64_t  bytes_metadata; /* block means, slot maps, scores, cell tables */
-    int64_t  bytes_staging;  /* exact rows of the micro-batch at work, shared by all layers */
+    int64_t  bytes_staging;  /* rows of the micro-batch at work (f16), shared by all layers */
     int64_t  bytes_scratch;  /* working memory of the kernels, not cache: shared by all layers, grows with micro-batch and context */
     int64_t  bytes_f16;      /* the same cells in llama.cpp's f16 cache */
     int64_t  bytes_used;     /* of bytes_total, what cells that hold a token take (base and refinement) */
@@ -148,8 +148,8 @@ typedef struct mikv_step {
     float   max_bias;        /* ALiBi, 0: none */
     float   logit_softcap;   /* 0: none */
     const int64_t  * cells;  /* [n_tokens] stream * n_cells + cell */
-    const float    * k;      /* [n_tokens][n_head_kv][head_dim_k] */
-    const float    * v;      /* [n_tokens][n_head_kv][head_dim_v] */
+    const float    * k;      /* [n_tokens][n_head_kv][head_dim_k]; attended and stored as f16 would hold them */
+    const float    * v;      /* [n_tokens][n_head_kv][head_dim_v]; the same */
     const float    * q;      /* [n_tokens][n_head][head_dim_k] */
     const uint16_t * mask;   /* f16 [n_stream][n_tokens / n_stream][n_kv]: -inf where a query does not see a cell */
     const float    * sinks;  /* [n_head] or NULL: attention sink logits */

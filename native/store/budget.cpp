@@ -91,6 +91,11 @@ mikv_status check_config(const mikv_config & c) {
     if (mikv_status status = check_range("window", c.window, 0, 4096)) {
         return status;
     }
+    mikv_status status = check_range("center_keys", c.center_keys, 0, 1);
+    status             = status ? status : check_range("compress_f16", c.compress_f16, 0, 1);
+    if (status) {
+        return status;
+    }
     if (!(c.refined_share >= 0.0f && c.refined_share <= 1.0f)) {
         return fail(MIKV_ERROR_ARGUMENT, "refined_share is %g: use 0 to 1", double(c.refined_share));
     }

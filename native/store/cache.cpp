@@ -20,10 +20,6 @@ size_t table_bytes(const mikv_shape & s) {
 
 size_t state_bytes(const HeadLayout & l) { return sizeof(HeadState) + sizeof(float) * l.k.dim + size_t(l.n_blocks()); }
 
-size_t staging_bytes(const mikv_shape & s, int n_tokens) {
-    return sizeof(float) * n_tokens * s.n_head_kv * size_t(s.head_dim_k + s.head_dim_v);
-}
-
 uint32_t next_free(const HeadView & h, uint32_t slot) {
     uint32_t next;
     std::memcpy(&next, &h.slot_mass[slot], sizeof(next));
@@ -37,7 +33,7 @@ void set_next_free(const HeadView & h, uint32_t slot, uint32_t next) { std::memc
 int64_t planned_bytes(const HeadLayout & layout, const mikv_shape & s) {
     const int64_t heads = int64_t(s.n_layer) * s.n_stream * s.n_head_kv;
     return heads * int64_t(layout.total_bytes() + state_bytes(layout)) + int64_t(table_bytes(s)) +
-           int64_t(staging_bytes(s, std::min(staging_tokens, s.n_cells)));
+           int64_t(Staging::bytes(std::min(staging_tokens, s.n_cells), s.n_head_kv, s.head_dim_k, s.head_dim_v));
 }
 
 int take_slot(Head & head, uint32_t cell) {
@@ -106,22 +102,10 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
     }
+    cache->staging_ = std::make_unique<Staging>(shape.n_head_kv, shape.head_dim_k, shape.head_dim_v);
     cache->clear();
     *out = cache;
     return MIKV_OK;
-}
-
-bool Cache::reserve_staging(int n_tokens) {
-    if (n_tokens <= staging_.n_tokens) {
-        return true;
-    }
-    if (!staging_.memory.allocate(staging_bytes(shape_, n_tokens))) {
-        return false;
-    }
-    staging_.n_tokens = n_tokens;
-    staging_.k        = reinterpret_cast<float *>(staging_.memory.data());
-    staging_.v        = staging_.k + size_t(n_tokens) * shape_.n_head_kv * shape_.head_dim_k;
-    return true;
 }
 
 Head Cache::head(int index, int stream, int h) {

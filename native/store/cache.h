@@ -8,6 +8,7 @@
 #include "store/budget.h"
 #include "store/cells.h"
 #include "store/memory.h"
+#include "store/staging.h"
 
 namespace mikv {
 
@@ -30,14 +31,6 @@ struct Head {
     uint8_t *  has_mean;  // [n_blocks]
 };
 
-// Exact rows of the micro-batch at work; all layers share it, one layer at a time.
-struct Staging {
-    Memory  memory;
-    int     n_tokens = 0; // room
-    float * k        = nullptr; // [n_tokens][n_head_kv * head_dim_k]
-    float * v        = nullptr;
-};
-
 class Cache {
 public:
     // layers: llama.cpp's layer numbers, in the order of their index here.
@@ -52,8 +45,7 @@ public:
 
     Head        head(int index, int stream, int head);
     CellTable & cells(int stream) { return *cells_[stream]; }
-    Staging &   staging() { return staging_; }
-    bool        reserve_staging(int n_tokens);
+    Staging &   staging() { return *staging_; }
 
     // The place of each cell's row (CellIndex::place) for the cells [0, n).
     void index_cells(const Head & head, int n, int32_t * place) const;
@@ -91,7 +83,7 @@ private:
     std::vector<float>                      mean_sums_;
     std::vector<uint8_t>                    has_mean_;
     std::vector<std::unique_ptr<CellTable>> cells_; // [n_stream]
-    Staging                                 staging_;
+    std::unique_ptr<Staging>                staging_;
 };
 
 // --- slots of one head -----------------------------------------------------------------------------------------------------

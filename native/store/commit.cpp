@@ -56,7 +56,8 @@ void add_mass(Head & head, const Commit & c) {
 }
 
 Candidate candidate(const CellTable & table, uint32_t cell, float mass, int slot) {
-    return {cell, table.born(int(cell)), mass, slot, table.is_guarded(int(cell)), table.is_forgotten(int(cell)), 0.0f};
+    const bool forgotten = table.is_forgotten(int(cell)); // a window that nobody looks through guards nothing
+    return {cell, table.born(int(cell)), mass, slot, table.is_guarded(int(cell)) && !forgotten, forgotten, 0.0f};
 }
 
 void rank(Cache & cache, const Commit & c, const CellTable & table, std::vector<Candidate> & rows) {

@@ -61,9 +61,11 @@ mikv_status run_step(Cache & cache, int index, const mikv_step & s, int n_thread
     if (!step.reserve()) {
         return fail(MIKV_ERROR_MEMORY, "no memory for a micro-batch of %d tokens: use a smaller one", s.n_tokens);
     }
-    const size_t k_size = size_t(s.n_tokens) * c.n_head_kv * c.head_dim_k, v_size = size_t(s.n_tokens) * c.n_head_kv * c.head_dim_v;
-    std::copy_n(s.k, k_size, cache.staging().k);
-    std::copy_n(s.v, v_size, cache.staging().v);
+    cache.staging().open();
+    for (int i = 0; i < s.n_tokens; i++) {
+        cache.staging().put(false, i, s.k + int64_t(i) * c.n_head_kv * c.head_dim_k);
+        cache.staging().put(true, i, s.v + int64_t(i) * c.n_head_kv * c.head_dim_v);
+    }
     StepData data;
     data.q              = reinterpret_cast<const char *>(s.q);
     data.q_head_bytes   = int64_t(sizeof(float)) * c.head_dim_k;

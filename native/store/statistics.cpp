@@ -77,7 +77,7 @@ mikv_stats Cache::stats() {
         }
     }
     share_mass(mass, &s.mass_exact, &s.mass_refined, &s.mass_base);
-    s.bytes_staging  = int64_t(staging_.memory.size_bytes());
+    s.bytes_staging  = int64_t(staging_->size_bytes());
     s.bytes_scratch  = int64_t(scratch.size_bytes());
     s.bytes_total    = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
     s.bytes_f16      = f16_bytes(shape_);

@@ -115,7 +115,7 @@ size_t Step::scratch_bytes(const Cache & cache, const StepShape & shape, int n_t
 }
 
 bool Step::reserve() {
-    return cache_.scratch.grow(lay_out().size_bytes) && (!shape_.staged || cache_.reserve_staging(shape_.n_stream * shape_.n_tokens));
+    return cache_.scratch.grow(lay_out().size_bytes) && (!shape_.staged || cache_.staging().reserve(shape_.n_stream * shape_.n_tokens));
 }
 
 void Step::begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data) {
@@ -156,10 +156,7 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
 }
 
 StagedRows Step::staged_rows(int stream, int head) const {
-    const mikv_shape & c = cache_.shape();
-    const int64_t      k_stride = int64_t(c.n_head_kv) * c.head_dim_k, v_stride = int64_t(c.n_head_kv) * c.head_dim_v;
-    const int64_t      first = int64_t(stream) * shape_.n_tokens;
-    return {cache_.staging().k + first * k_stride + head * c.head_dim_k, cache_.staging().v + first * v_stride + head * c.head_dim_v, k_stride, v_stride};
+    return shape_.staged ? cache_.staging().rows(stream * shape_.n_tokens, shape_.n_tokens, head) : StagedRows{};
 }
 
 CellIndex Step::cell_index(int stream, int head) const {
@@ -174,11 +171,12 @@ int Step::attend_items() const {
 }
 
 void Step::attend(int item) {
-    // Prefill: a causal batch's last blocks see the most cells, so they go first and threads end together.
+    // One head after the other: a thread widens its staged rows once. A causal batch's last blocks see the most cells and go first.
+    const int per_head = attend_items() / n_heads();
     if (few()) {
-        attend_chunk(item % n_heads(), item / n_heads());
+        attend_chunk(item / per_head, item % per_head);
     } else {
-        attend_block(item % n_heads(), attend_items() / n_heads() - 1 - item / n_heads());
+        attend_block(item / per_head, per_head - 1 - item % per_head);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "backend/cpu/kernels.h"
 #include "kernel/load.h"
+#include "kernel/store.h"
 #include "store/commit.h"
 #include "store/mean.h"
 
@@ -52,12 +53,25 @@ struct HeadWrite {
     int64_t           stride;
 };
 
+// A row that becomes exact when only half of it is at hand: the other half is as exact as it was.
+void keep_other_half(const HeadWrite & w, int cell, int e) {
+    const HeadView &   h = w.head.view;
+    std::vector<float> other(size_t(w.value ? h.k.dim : h.v.dim));
+    load_row(h, !w.value, cell, place_base, other.data());
+    if (w.value) {
+        store_exact(h.k_exact + int64_t(e) * h.k.dim, other.data(), h.k.dim);
+    } else {
+        store_exact(h.v_exact + int64_t(e) * h.v.dim, other.data(), h.v.dim);
+    }
+}
+
 // Slots for adopted rows that have none, the youngest first: what a conversation needs most after a reload.
 void adopt_places(HeadWrite & w, const std::vector<int> & cells, std::vector<int32_t> & place) {
     for (auto it = cells.begin(); it != cells.end(); ++it) {
         if (w.table.is_sink(*it) && place[*it] == place_base) {
             const int e = take_exact(w.head, uint32_t(*it));
             if (e >= 0) {
+                keep_other_half(w, *it, e);
                 place[*it] = -2 - e;
             }
         }

@@ -28,7 +28,7 @@ def test_attention(case: Case, kernel: str):
         check_scene(cache, Scene(case.shape, case.view), case.batches, kernel, case.name)
 
 
-@pytest.mark.parametrize("center_keys", (False, True))
+@pytest.mark.parametrize("center_keys", [False, True])
 def test_interleaved_sequences_in_scattered_cells(kernel: str, center_keys: bool):
     shape = Shape(n_head_kv=2, n_cells=300)
     scene = Scene(shape, View(gqa=3), seed=1)
@@ -74,7 +74,7 @@ def test_rows_that_are_not_finite_do_not_leak(kernel: str):
             check_step(cache, 0, scene.step([0]), kernel)
 
 
-@pytest.mark.parametrize("n", (1, 5, 40))
+@pytest.mark.parametrize("n", [1, 5, 40])
 def test_a_query_that_sees_nothing_gives_zero(kernel: str, n: int):
     shape = Shape(n_head_kv=2, n_cells=100)
     scene = Scene(shape, View(gqa=2, sinks=True), seed=5)
@@ -98,7 +98,7 @@ def test_padding_after_a_clear_is_never_read(kernel: str):
             check_step(cache, 0, scene.step([0] * n, n_kv=128), kernel)
 
 
-@pytest.mark.parametrize("n_threads", (1, 2, 5))
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
 def test_threads_do_not_change_the_answer(kernel: str, n_threads: int):
     shape = Shape(n_head_kv=2, n_cells=700, head_dim_k=64, head_dim_v=64)
     with NativeCache(Config(sinks=4, window=16), shape, n_threads=n_threads) as cache:

@@ -16,19 +16,19 @@ def kernel(request):
     check(lib.mikv_kernel_select(b"auto"))
 
 
-@pytest.mark.parametrize("dim, group", ROWS)
-@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+@pytest.mark.parametrize(("dim", "group"), ROWS)
+@pytest.mark.parametrize(("bits", "refined_bits"), SPLITS)
 def test_encode_is_bit_exact(dim, group, bits, refined_bits):
     check_rows(lambda name, row: check_encode(native_encode, name, row, group, bits, refined_bits), dim, group)
 
 
-@pytest.mark.parametrize("dim, group", ROWS)
-@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+@pytest.mark.parametrize(("dim", "group"), ROWS)
+@pytest.mark.parametrize(("bits", "refined_bits"), SPLITS)
 def test_decode_is_within_one_ulp(dim, group, bits, refined_bits):
     check_rows(lambda name, row: check_decode(native_decode, name, row, group, bits, refined_bits), dim, group)
 
 
-@pytest.mark.parametrize("bits, refined_bits", SPLITS)
+@pytest.mark.parametrize(("bits", "refined_bits"), SPLITS)
 def test_every_byte_decodes(bits, refined_bits):
     """All 256 values of every byte, not only those that an encoder makes."""
     rng = np.random.default_rng(bits * 10 + refined_bits)

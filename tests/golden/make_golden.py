@@ -1,6 +1,6 @@
 """Writes the golden vectors from the NumPy definition: `python tests/golden/make_golden.py`.
 
-Run it only when FORMAT.md changes on purpose, and say so in the changelog: caches and state files of before are then unreadable.
+Run it only when FORMAT.md changes on purpose, and say so in the changelog.
 """
 
 from __future__ import annotations

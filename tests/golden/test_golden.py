@@ -12,7 +12,7 @@ from codec_check import native_decode, native_encode
 from native_library import check, kernel_names, lib
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from make_golden import GOLDEN, HASHES, HERE, SPLITS, digest  # noqa: E402
+from make_golden import GOLDEN, HASHES, HERE, SPLITS, digest
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -35,8 +35,8 @@ def test_the_definition_still_makes_them(name):
 
 
 @pytest.mark.parametrize("kernel", kernel_names())
-@pytest.mark.parametrize("group", (32, 64))
-@pytest.mark.parametrize("bits, refined", SPLITS)
+@pytest.mark.parametrize("group", [32, 64])
+@pytest.mark.parametrize(("bits", "refined"), SPLITS)
 def test_native_code_makes_and_reads_them(kernel, group, bits, refined):
     check(lib.mikv_kernel_select(kernel.encode()))
     golden, name = load("codec"), f"g{group}b{bits}r{refined}"

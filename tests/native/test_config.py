@@ -19,7 +19,7 @@ BAD = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name, value", BAD)
+@pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_field_is_named_in_one_sentence(name, value):
     config = native_config(Config())
     setattr(config, name, value)
@@ -53,10 +53,10 @@ def test_a_policy_name_without_an_end_is_refused():
 
 @pytest.mark.parametrize(
     "shape",
-    (
+    [
         Shape(head_dim_k=80), Shape(head_dim_v=16), Shape(n_cells=0), Shape(n_layer=0), Shape(n_head_kv=-1),
         Shape(n_stream=0), Shape(head_dim_k=0),
-    ),
+    ],
 )  # fmt: skip
 def test_a_shape_that_cannot_be_is_refused(shape):
     with pytest.raises(NativeError) as error:
@@ -66,7 +66,7 @@ def test_a_shape_that_cannot_be_is_refused(shape):
 
 
 def test_a_group_that_does_not_divide_the_head_is_refused():
-    with pytest.raises(NativeError, match="64.*96"):
+    with pytest.raises(NativeError, match=r"64.*96"):
         NativeCache(Config(group=64), Shape(head_dim_k=96, head_dim_v=96))
 
 

@@ -6,6 +6,7 @@ The broken things are made from the NumPy definition: one line of it wrong at a 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -77,9 +78,7 @@ def test_the_right_encoder_passes():
     encode_all(codec.encode)
 
 
-@pytest.mark.parametrize(
-    "encode", (nearest_minimum, rounded_codes, linear_planes, swapped_params, forgotten_refinement)
-)
+@pytest.mark.parametrize("encode", [nearest_minimum, rounded_codes, linear_planes, swapped_params, forgotten_refinement])
 def test_a_broken_encoder_fails(encode):
     with pytest.raises(AssertionError, match="should be"):
         encode_all(encode)
@@ -116,7 +115,7 @@ def test_the_right_decoder_passes():
     decode_all(codec.decode)
 
 
-@pytest.mark.parametrize("decode", (low_edge, end_points, ignores_refinement))
+@pytest.mark.parametrize("decode", [low_edge, end_points, ignores_refinement])
 def test_a_broken_decoder_fails(decode):
     with pytest.raises(AssertionError, match="reads back"):
         decode_all(decode)
@@ -167,7 +166,7 @@ class LostMean(ReferenceCache):
 class Edited(ReferenceCache):
     """A step with some fields of it ignored."""
 
-    ignored: dict = {}
+    ignored: ClassVar[dict] = {}
 
     def step(self, layer, step):
         return super().step(layer, replace(step, **self.ignored))
@@ -203,7 +202,7 @@ ATTENTION_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("kernel", ("plain", "avx512"))
+@pytest.mark.parametrize("kernel", ["plain", "avx512"])
 @pytest.mark.parametrize("name", ATTENTION_FAULTS)
 def test_a_broken_attention_fails(name, kernel):
     """Also within the wider bound of kernel sets that round queries to eight bits."""
@@ -213,7 +212,7 @@ def test_a_broken_attention_fails(name, kernel):
         check_scene(broken(CONFIG, SHAPE), Scene(SHAPE, view), (20, 7, 1, 1), kernel)
 
 
-@pytest.mark.parametrize("cache, passes", ((ReferenceCache, True), (StaleRows, False)))
+@pytest.mark.parametrize(("cache", "passes"), [(ReferenceCache, True), (StaleRows, False)])
 def test_a_stale_row_is_noticed(cache, passes):
     scene, cache = Scene(SHAPE), cache(CONFIG, SHAPE)
     check_step(cache, 0, scene.step([0] * 30), "plain")
@@ -242,7 +241,7 @@ class RuinedBase(ReferenceCache):
 class NoWindow(ReferenceCache):
     """Recent rows are ranked like all others."""
 
-    def _move_windows(self, cells, fresh, seen):
+    def _move_windows(self, cells, _fresh, _seen):
         cells.windowed[:] = False
 
 
@@ -268,7 +267,7 @@ class EagerDemotion(ReferenceCache):
 class LeakingSinks(ReferenceCache):
     """Sinks are quantized like other rows."""
 
-    def _sinks(self, cells, fresh, seen):
+    def _sinks(self, _cells, _fresh, _seen):
         return []
 
 

@@ -183,7 +183,7 @@ CONFIGS = (
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"k{c.k_bits}v{c.v_bits}r{c.refined_bits}-{c.policy}")
-@pytest.mark.parametrize("kernel", ("plain", "auto"))
+@pytest.mark.parametrize("kernel", ["plain", "auto"])
 def test_a_thousand_random_operations(config: Config, kernel: str):
     check(lib.mikv_kernel_select(kernel.encode()))
     run = Run(config, seed=CONFIGS.index(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from native_cache import NativeCache
@@ -94,8 +96,8 @@ def test_a_copied_stream_lives_its_own_life():
         assert np.array_equal(cache.read(0, 1, 1, 0, 2), cache.read(0, 1, 0, 0, 2)), "the copied sinks stay"
 
 
-@pytest.mark.parametrize("center_keys", (False, True))
-@pytest.mark.parametrize("share", (0.0, 0.2, 1.0))
+@pytest.mark.parametrize("center_keys", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_rows_written_come_back_within_the_codecs_bound(share, center_keys):
     config = Config(3, 2, 8, refined_share=share, center_keys=center_keys)
     shape = Shape(1, 2, 300, 1, 64, 128)
@@ -142,6 +144,21 @@ def test_writing_what_was_read_changes_nothing_much():
                 assert (np.abs(back[cell, head] - v[cell, head]) <= bound).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_rows_are_attended_and_stored_as_f16_would_hold_them(share):
+    """The scenes' rows are f16 numbers already; these are not: they are rounded to the nearest, once."""
+    shape = Shape(n_head_kv=2, n_cells=64)
+    scene = Scene(shape, seed=12)
+    step = scene.step([0] * 40)
+    step.k, step.v = (scene.rng.normal(size=step.k.shape).astype(np.float32) for _ in range(2))
+    rounded = replace(step, **{name: getattr(step, name).astype(np.float16).astype(np.float32) for name in ("k", "v")})
+    assert (rounded.k != step.k).mean() > 0.9
+    config = Config(3, 2, 8, refined_share=share, center_keys=False)
+    with NativeCache(config, shape) as cache, NativeCache(config, shape) as other:
+        assert np.array_equal(cache.step(0, step), other.step(0, rounded))
+        assert all(np.array_equal(a, b) for a, b in zip(snapshot(cache, 0), snapshot(other, 0)))
+
+
 def test_a_large_constant_in_the_keys_costs_nothing():
     """The reason for centring: a constant of 300 per channel, and keys as good as without it."""
     shape = Shape(n_head_kv=1, n_cells=400)
@@ -179,8 +196,8 @@ UNKNOWN = (
 )
 
 
-@pytest.mark.parametrize("name, call", UNKNOWN, ids=[name for name, _ in UNKNOWN])
-def test_an_id_that_names_nothing_is_an_error_not_a_crash(name, call):
+@pytest.mark.parametrize("call", [call for _, call in UNKNOWN], ids=[name for name, _ in UNKNOWN])
+def test_an_id_that_names_nothing_is_an_error_not_a_crash(call):
     assert call() == lib.MIKV_ERROR_NOT_FOUND
     assert "987654" in text(lib.mikv_last_error())
 
@@ -195,7 +212,7 @@ def test_a_freed_cache_is_gone():
 
 @pytest.mark.parametrize(
     "call",
-    (
+    [
         lambda c: c.read(2, 0, 0, 0, 1),
         lambda c: c.read(-1, 0, 0, 0, 1),
         lambda c: c.read(0, 0, 3, 0, 1),
@@ -208,7 +225,7 @@ def test_a_freed_cache_is_gone():
         lambda c: c.copy_stream(0, 3),
         lambda c: c.copy_stream(-1, 0),
         lambda c: c.layer_stats(2),
-    ),
+    ],
 )
 def test_a_place_outside_the_cache_is_refused(call):
     with NativeCache(CONFIG, SHAPE) as cache:
@@ -227,14 +244,14 @@ def bad(step, **fields):
 
 @pytest.mark.parametrize(
     "spoil",
-    (
+    [
         lambda s: bad(s, cells=s.cells + 150),
         lambda s: bad(s, cells=s.cells - 1),
         lambda s: bad(s, first_stream=3),
         lambda s: bad(s, first_stream=-1),
         lambda s: bad(s, mask=np.zeros((1, 5, 151), np.float16)),
         lambda s: bad(s, q=s.q[:, :, :3]),
-    ),
+    ],
     ids=("cell", "negative cell", "stream", "negative stream", "n_kv", "n_head"),
 )
 def test_a_step_that_cannot_be_is_refused_and_changes_nothing(spoil):

@@ -30,8 +30,8 @@ def plain_kernel():
     check(lib.mikv_kernel_select(b"auto"))
 
 
-@pytest.mark.parametrize("batch", (1, 7, 40))
-@pytest.mark.parametrize("sinks, window", ((0, 0), (3, 0), (0, 5), (4, 8)))
+@pytest.mark.parametrize("batch", [1, 7, 40])
+@pytest.mark.parametrize(("sinks", "window"), [(0, 0), (3, 0), (0, 5), (4, 8)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_everything_is_refined_until_the_pool_is_full(policy, sinks, window, batch):
     config = Config(sinks=sinks, window=window, refined_share=0.25, policy=policy)
@@ -53,7 +53,9 @@ def test_nothing_is_demoted_while_the_pool_has_room():
         assert (diary.bits() == 8).all()
 
 
-@pytest.mark.parametrize("k_bits, v_bits, refined_bits", ((2, 2, 8), (3, 2, 5), (2, 4, 4), (3, 4, 6), (4, 3, 8), (2, 3, 8)))
+@pytest.mark.parametrize(
+    ("k_bits", "v_bits", "refined_bits"), [(2, 2, 8), (3, 2, 5), (2, 4, 4), (3, 4, 6), (4, 3, 8), (2, 3, 8)]
+)
 def test_rows_read_back_as_their_precision_promises(k_bits, v_bits, refined_bits):
     """Refined, demoted and base rows alike: so a demoted row's base is what it was when the row was stored."""
     config = Config(k_bits, v_bits, refined_bits, sinks=3, window=6, center_keys=False)
@@ -116,7 +118,7 @@ def test_shares_of_mass_add_up():
             assert min(stats.mass_exact, stats.mass_refined, stats.mass_base) > 0
 
 
-@pytest.mark.parametrize("sinks, window", ((0, 0), (0, 8), (2, 8)))
+@pytest.mark.parametrize(("sinks", "window"), [(0, 0), (0, 8), (2, 8)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_dead_rows_lose_their_refinement_first(policy, sinks, window):
     config = Config(sinks=sinks, window=window, refined_share=0.3, policy=policy)
@@ -159,7 +161,7 @@ def test_a_registered_policy_is_asked_and_obeyed():
     assert asked[-1][3] == 92
 
 
-@pytest.mark.parametrize("name", (b"h2o", b"", b"a name that is longer than any policy may have"))
+@pytest.mark.parametrize("name", [b"h2o", b"", b"a name that is longer than any policy may have"])
 def test_a_policy_name_that_cannot_be_used_is_refused(name):
     @ffi.callback("mikv_policy_fn")
     def nothing(_user, _query, _priority):

@@ -20,7 +20,6 @@ struct Avx2 {
     static constexpr int chunk        = 32;
     static constexpr int accumulators = 12; // of a product's block, so that its factors fit the registers too
     static constexpr int gemm_rows    = 6;
-    static constexpr int dot_sums     = 8;
 
     static F    load(const float * x) { return _mm256_loadu_ps(x); }
     static void store(float * x, F a) { _mm256_storeu_ps(x, a); }
@@ -34,7 +33,7 @@ struct Avx2 {
     static F    max(F a, F b) { return _mm256_max_ps(a, b); }
     static F    magnitude(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
     static F    round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    static F    floor(F a) { return _mm256_floor_ps(a); }
+    static F    truncate(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
     static M    less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
     static M    equal(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
     static F    select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
@@ -83,6 +82,12 @@ struct Avx2 {
         return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(less)));
     }
 
+    // `width` bytes as floats
+    static F load_codes(const uint8_t * x) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8(x))); }
+
+    static B    load_bytes(const void * x) { return _mm256_load_si256(static_cast<const __m256i *>(x)); }
+    static void store_bytes(void * x, B a) { _mm256_store_si256(static_cast<__m256i *>(x), a); }
+
     // Values [32 * j, 32 * j + 32) of a plane of p bits.
     template <int p, int group> static B plane(const uint8_t * x, int j) {
         constexpr int stride = group * p / 8;
@@ -111,7 +116,7 @@ struct Avx2 {
     static B join(B high, int n, B low) { return _mm256_or_si256(_mm256_sll_epi16(high, _mm_cvtsi32_si128(n)), low); }
 
     // The k-th `width` of the bytes as floats.
-    static F byte_floats(B a, int k) {
+    template <int k> static F byte_floats(B a) {
         const __m128i half = k < 2 ? _mm256_castsi256_si128(a) : _mm256_extracti128_si256(a, 1);
         return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(k % 2 ? _mm_srli_si128(half, 8) : half));
     }
@@ -144,7 +149,7 @@ struct Avx2 {
     static constexpr int dot_steps(int most) { return 32767 / (2 * 127 * most); }
     static I             no_dots() { return _mm256_setzero_si256(); }
     static I             add_dots(I sum, I codes, I word) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, word)); }
-    static I             whole_dots(I sum, int factor) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(short(factor))); }
+    static I             whole_dots(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
 
     static __m128i load_16(const uint8_t * x) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(x)); }
     static __m128i load_8(const uint8_t * x) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)); }
@@ -178,27 +183,6 @@ struct Avx2 {
                 words[k + 1] = _mm256_unpackhi_epi64(a, c);
                 words[k + 2] = _mm256_unpacklo_epi64(b, d);
                 words[k + 3] = _mm256_unpackhi_epi64(b, d);
-            }
-        }
-    }
-
-    // Lane i of the vectors: byte i of row(0), row(1), row(2), row(3), of a plane of n_bytes. Four bytes fill half a vector: the
-    // other half has them shifted by p.
-    template <int n_bytes, int p, class Row> static void load_places(const Row & row, I * places) {
-        if constexpr (n_bytes == 4) {
-            const __m128i x = _mm_setr_epi32(load_4(row(0)), load_4(row(1)), load_4(row(2)), load_4(row(3)));
-            const __m128i y = _mm_shuffle_epi8(x, _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-            places[0]       = pair(y, _mm_srli_epi16(y, p));
-        } else if constexpr (n_bytes == 8) {
-            const __m128i a = _mm_unpacklo_epi8(load_8(row(0)), load_8(row(1))), b = _mm_unpacklo_epi8(load_8(row(2)), load_8(row(3)));
-            places[0]       = pair(_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b));
-        } else {
-            for (int k = 0; k < n_bytes; k += 16) {
-                const __m128i x = load_16(row(0) + k), y = load_16(row(1) + k), z = load_16(row(2) + k), w = load_16(row(3) + k);
-                const __m128i a = _mm_unpacklo_epi8(x, y), b = _mm_unpacklo_epi8(z, w);
-                const __m128i c = _mm_unpackhi_epi8(x, y), d = _mm_unpackhi_epi8(z, w);
-                places[k / 8]     = pair(_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b));
-                places[k / 8 + 1] = pair(_mm_unpacklo_epi16(c, d), _mm_unpackhi_epi16(c, d));
             }
         }
     }

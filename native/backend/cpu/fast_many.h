@@ -29,10 +29,13 @@ template <class Isa> struct ManyRows {
     float *            l        = nullptr; // [n_blocks][block_rows]
     float *            slope    = nullptr; // [n_blocks][block_rows]
     float *            mask     = nullptr; // [tile_cells][n_blocks * block_rows]
-    float *            keys     = nullptr; // [tile_cells][k.dim]
-    float *            values   = nullptr; // [tile_cells][v.dim]
+    float *            keys     = nullptr; // [tile_cells][row_size(k.dim)]
+    float *            values   = nullptr; // [tile_cells][row_size(v.dim)]
     float *            logits   = nullptr; // [tile_cells][block_rows]
     float *            mean     = nullptr; // [k.dim]
+
+    // Rows of a tile that lay a power of two apart would share few sets of the cache.
+    static int row_size(int dim) { return dim + 16; }
 
     void lay_out(Scratch & scratch) {
         n_blocks          = (rows.n_rows + block_rows - 1) / block_rows;
@@ -43,8 +46,8 @@ template <class Isa> struct ManyRows {
         l                 = scratch.take(wide);
         slope             = scratch.take(wide);
         mask              = scratch.take(wide * tile_cells);
-        keys              = scratch.take(size_t(tile_cells) * head.k.dim);
-        values            = scratch.take(size_t(tile_cells) * head.v.dim);
+        keys              = scratch.take(size_t(tile_cells) * row_size(head.k.dim));
+        values            = scratch.take(size_t(tile_cells) * row_size(head.v.dim));
         logits            = scratch.take(size_t(tile_cells) * block_rows);
         mean              = scratch.take(head.k.dim);
     }
@@ -88,8 +91,8 @@ template <class Isa> struct ManyRows {
         for (int i = 0; i < tile.n; i++) {
             const int     cell = tile.first + i;
             const int32_t place = index.place[cell], row = index.staged[cell];
-            float *       k = keys + i * k_dim;
-            float *       v = values + i * v_dim;
+            float *       k = keys + i * row_size(k_dim);
+            float *       v = values + i * row_size(v_dim);
             if (!(tile.seen >> i & 1)) {
                 memset(k, 0, k_dim * sizeof(float));
                 memset(v, 0, v_dim * sizeof(float));
@@ -136,11 +139,11 @@ template <class Isa> struct ManyRows {
 
     void add_block(const Tile & tile, int block) {
         const int k_dim = head.k.dim, v_dim = head.v.dim;
-        multiply({keys, k_dim, 1, q + size_t(block) * k_dim * block_rows, block_rows, k_dim, logits, block_rows, false}, tile.n);
+        multiply({keys, row_size(k_dim), 1, q + size_t(block) * k_dim * block_rows, block_rows, k_dim, logits, block_rows, false}, tile.n);
         for (int j = 0; j < n_vectors; j++) {
             finish(tile, block, j);
         }
-        multiply({values, 1, v_dim, logits, block_rows, tile.n, acc + size_t(block) * v_dim * block_rows, block_rows, true}, v_dim);
+        multiply({values, 1, row_size(v_dim), logits, block_rows, tile.n, acc + size_t(block) * v_dim * block_rows, block_rows, true}, v_dim);
     }
 
     // Any number of rows of c. Multiples of 32 end without single rows: 8 = 4 + 4, not 6 + 1 + 1.

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include <utility>
+
 #include "backend/cpu/kernels.h"
 #include "codec/half.h"
 
@@ -26,6 +28,34 @@ template <class Work> static void reserve(Work & work) {
     work.lay_out(count);
     Scratch scratch{thread_buffer(count.used), 0};
     work.lay_out(scratch);
+}
+
+template <int n> struct Number { static constexpr int value = n; };
+
+template <class Work, int... i> static inline void each_of(std::integer_sequence<int, i...>, const Work & work) { (work(Number<i>{}), ...); }
+
+// work(Number<i>) for i = 0 .. n - 1, without a loop.
+template <int n, class Work> static inline void each_below(const Work & work) { each_of(std::make_integer_sequence<int, n>{}, work); }
+
+// Calls work(Number<n>), so that what it does is compiled for every number of bits.
+template <class Work> static inline void with_bits(int n, const Work & work) {
+    switch (n) {
+        case 1: return work(Number<1>{});
+        case 2: return work(Number<2>{});
+        case 3: return work(Number<3>{});
+        case 4: return work(Number<4>{});
+        case 5: return work(Number<5>{});
+        default: return work(Number<6>{});
+    }
+}
+
+// The widest power of two of columns' vectors for which M rows of sums fit the registers.
+template <int M> constexpr int columns_for(int most, int n_sums) {
+    int n = 1;
+    while (2 * n <= most && 2 * n * M <= n_sums) {
+        n *= 2;
+    }
+    return n;
 }
 
 // Relative error below 2e-7; 0 below -87 (where f32 nearly ends).
@@ -81,7 +111,9 @@ static inline typename Isa::F masked_by(typename Isa::F logit, typename Isa::F m
 template <class Isa> static inline void read_params(const uint32_t * params, int n, typename Isa::F & range, typename Isa::F & low) {
     uint32_t some[Isa::width] = {0};
     if (n < Isa::width) {
-        memcpy(some, params, n * sizeof(uint32_t));
+        for (int i = 0; i < n; i++) {
+            some[i] = params[i];
+        }
         params = some;
     }
     Isa::params(params, range, low);

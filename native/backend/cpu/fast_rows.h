@@ -7,15 +7,24 @@
 namespace mikv {
 
 // Values [chunk * j, chunk * (j + 1)) of a group of n-bit numbers, one to a byte.
+template <class Isa, int group, int n> static inline typename Isa::B group_codes(const uint8_t * x, int j) {
+    constexpr int p    = n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    const auto    high = Isa::template plane<p, group>(x, j);
+    if constexpr (n > p) {
+        return Isa::join(high, n - p, group_codes<Isa, group, n - p>(x + group * p / 8, j));
+    } else {
+        return high;
+    }
+}
+
 template <class Isa, int group> static inline typename Isa::B group_codes(int n, const uint8_t * x, int j) {
-    constexpr int of_4 = group / 2, of_2 = group / 4; // bytes of planes
     switch (n) {
-        case 1: return Isa::template plane<1, group>(x, j);
-        case 2: return Isa::template plane<2, group>(x, j);
-        case 3: return Isa::join(Isa::template plane<2, group>(x, j), 1, Isa::template plane<1, group>(x + of_2, j));
-        case 4: return Isa::template plane<4, group>(x, j);
-        case 5: return Isa::join(Isa::template plane<4, group>(x, j), 1, Isa::template plane<1, group>(x + of_4, j));
-        default: return Isa::join(Isa::template plane<4, group>(x, j), 2, Isa::template plane<2, group>(x + of_4, j));
+        case 1: return group_codes<Isa, group, 1>(x, j);
+        case 2: return group_codes<Isa, group, 2>(x, j);
+        case 3: return group_codes<Isa, group, 3>(x, j);
+        case 4: return group_codes<Isa, group, 4>(x, j);
+        case 5: return group_codes<Isa, group, 5>(x, j);
+        default: return group_codes<Isa, group, 6>(x, j);
     }
 }
 
@@ -29,9 +38,10 @@ static inline void each_code(const RowFormat & f, const uint8_t * base, const ui
         if (refinement) {
             codes = Isa::join(codes, f.extra_bits(), group_codes<Isa, group>(f.extra_bits(), refinement, j));
         }
-        for (int k = 0; k < Isa::chunk / Isa::width && k * Isa::width < group; k++) {
-            put(j * Isa::chunk + k * Isa::width, Isa::byte_floats(codes, k));
-        }
+        constexpr int some = group < Isa::chunk ? group : Isa::chunk;
+        each_below<some / Isa::width>([&](auto k) {
+            put(j * Isa::chunk + k.value * Isa::width, Isa::template byte_floats<k.value>(codes));
+        });
     }
 }
 
@@ -77,18 +87,9 @@ template <class Isa> static inline uint32_t fast_group_params(const float * x, i
         low           = Isa::min(low, value);
         high          = Isa::max(high, value);
     }
-    float   lo   = -Isa::largest(Isa::sub(Isa::set(0.0f), low));
+    const float lo = -Isa::largest(Isa::sub(Isa::set(0.0f), low));
     const float hi = Isa::largest(high);
-    for (int i = 0; lo == 0.0f && i < group; i++) { // +0 or -0: the first one counts
-        if (clamp_to_half(x[i]) == 0.0f) {
-            lo = clamp_to_half(x[i]);
-            break;
-        }
-    }
-    const uint16_t min   = half_below(lo);
-    const float    range = hi - half_to_float(min);
-    const uint16_t wide  = range < half_min_normal ? uint16_t(0) : half_above(range > half_max ? half_max : range);
-    return uint32_t(wide) | (uint32_t(min) << 16);
+    return pack_params(lo, hi);
 }
 
 // The planes of n-bit numbers, bits [shift, shift + n) of the codes: eight bytes of a plane at a time, four where it has no more.

@@ -63,7 +63,7 @@ template <class Isa> struct Scorer {
     float *            logits    = nullptr; // [n_rows][tile_cells], of the tile at work
     float *            mean_dots = nullptr; // [n_rows], with the mean of block `block`
     float *            finer     = nullptr; // [n_rows][tile_cells], of the refined cells
-    float *            nothing   = nullptr; // [n_rows] zeros
+    float *            nothing   = nullptr; // [n_rows, but at least tile_cells] zeros
     float *            key       = nullptr; // [k.dim]
     uint8_t *          codes     = nullptr; // [tile_cells][group]
     int                block     = -1;
@@ -75,7 +75,7 @@ template <class Isa> struct Scorer {
         logits         = scratch.take(n * tile_cells);
         mean_dots      = scratch.take(n);
         finer          = scratch.take(n * tile_cells);
-        nothing        = scratch.take(n);
+        nothing        = scratch.take(n + tile_cells);
         key            = scratch.take(head.k.dim);
         codes          = reinterpret_cast<uint8_t *>(scratch.take(size_t(tile_cells) * head.k.group / 4));
     }
@@ -84,7 +84,7 @@ template <class Isa> struct Scorer {
         const RowFormat & f     = head.k;
         const float       mid   = float((1 << f.bits) - 1) * 0.5f;
         const float       finer_mid = float((1 << f.extra_bits()) - 1) * 0.5f;
-        memset(nothing, 0, rows.n_rows * sizeof(float));
+        memset(nothing, 0, (size_t(rows.n_rows) + tile_cells) * sizeof(float));
             for (int g = 0; g < f.n_groups(); g++) {
             for (int row = 0; row < rows.n_rows; row++) {
                 const size_t  at      = size_t(g) * rows.n_rows + row;
@@ -117,7 +117,7 @@ template <class Isa> struct Scorer {
         int             n;
         const uint8_t * rows[tile_cells]; // repeated to a whole vector
         float           step[tile_cells]; // of the group at work
-        float           low[tile_cells];
+        const float *   low;              // [tile_cells]
     };
 
     static void repeat_last(Cells & cells) {
@@ -141,14 +141,14 @@ template <class Isa> struct Scorer {
             constexpr int       M = decltype(count)::value, most = (1 << bits) - 1;
             alignas(64) int32_t sums[query_planes][M][tile_cells];
             for (int plane = 0; plane < query_planes; plane++) {
-                Dots dots{codes, width * 4, code_row, words + (int64_t(first) * query_planes + plane) * group, query_planes * group,
-                          head.k.group / 4, sums[plane][0], tile_cells, false, 1};
-                int  v = 0;
-                for (; v + 2 <= n; v += 2, dots.codes += 2 * code_row, dots.sums += 2 * width) {
-                    add_dots<Isa, M, 2, most, 2>(dots);
+                const int8_t * plane_words = words + (int64_t(first) * query_planes + plane) * group;
+                Dots           x{codes, code_row, plane_words, query_planes * group, head.k.group / 4, sums[plane][0], tile_cells};
+                int            v = 0;
+                for (; v + 2 <= n; v += 2, x.codes += 2 * code_row, x.sums += 2 * width) {
+                    dots<Isa, M, 2, most>(x);
                 }
                 if (v < n) {
-                    add_dots<Isa, M, 1, most, 2>(dots);
+                    dots<Isa, M, 1, most>(x);
                 }
             }
             for (int i = 0; i < M; i++) {
@@ -170,8 +170,10 @@ template <class Isa> struct Scorer {
     // Base logits of the tile; of cells past its end: anything.
     template <int group, int bits> void score_base(const Tile & tile) {
         const RowFormat & f = head.k;
+        alignas(64) float lows[tile_cells];
         Cells             cells;
-        cells.n = tile.n;
+        cells.n   = tile.n;
+        cells.low = lows;
         for (int i = 0; i < tile.n; i++) {
             cells.rows[i] = head.k_base + int64_t(tile.first + i) * f.base_bytes();
         }
@@ -182,7 +184,7 @@ template <class Isa> struct Scorer {
                 F range, low;
                 read_params<Isa>(params + i, tile.n - i, range, low);
                 Isa::store(cells.step + i, Isa::mul(range, Isa::set(1.0f / float(1 << bits))));
-                Isa::store(cells.low + i, low);
+                Isa::store(lows + i, low);
             }
             add_group<group, bits>(g, cells, &GroupTerms::middle, mean_dots, logits);
         }
@@ -191,10 +193,10 @@ template <class Isa> struct Scorer {
     // Adds to the refined cells what their refinement says.
     template <int group, int bits> void score_refined(const Tile & tile) {
         const RowFormat &    f = head.k;
-        alignas(64) uint32_t params[tile_cells] = {0};
+        alignas(64) uint32_t params[tile_cells];
         Cells                cells;
-        cells.n = tile.n_refined;
-        memset(cells.low, 0, sizeof(cells.low));
+        cells.n   = tile.n_refined;
+        cells.low = nothing;
         for (int i = 0; i < cells.n; i++) {
             cells.rows[i] = head.k_refined + int64_t(index.place[tile.first + tile.refined[i]]) * f.refinement_bytes();
         }
@@ -205,14 +207,16 @@ template <class Isa> struct Scorer {
             }
             for (int i = 0; i < cells.n; i += width) {
                 F range, low;
-                Isa::params(params + i, range, low);
+                read_params<Isa>(params + i, cells.n - i, range, low);
                 Isa::store(cells.step + i, Isa::mul(range, Isa::set(1.0f / float(1 << f.refined_bits))));
             }
             add_group<group, bits>(g, cells, &GroupTerms::finer_middle, nothing, finer);
         }
         for (int row = 0; row < rows.n_rows; row++) {
+            float *       to   = logits + row * tile_cells;
+            const float * more = finer + row * tile_cells;
             for (int i = 0; i < cells.n; i++) {
-                logits[row * tile_cells + tile.refined[i]] += finer[row * tile_cells + i];
+                to[tile.refined[i]] += more[i];
             }
         }
     }

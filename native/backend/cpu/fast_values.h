@@ -1,20 +1,71 @@
-// The weighted sum of packed values by integer dots, a tile of cells and a group at a time.
+// The weighted sum of values, a tile of cells and a group at a time.
 //
-// With u = weight * step of a cell, u ~ scale * i (i: 14 bits, one scale for each tile, group and row), c the codes, mid the middle
-// code, and value = low + (c + 1/2) * step:
-//     sum(weight * value) = sum(weight * (low + (mid + 1/2) * step)) + scale * (sum(c * i) - mid * sum(i))
-// A refined value adds the same again for its finer code: scale * (sum(c * i) - mid * sum(i)) with the finer step.
+// A value is low + (c + 1/2) * step: the codes themselves are multiplied, with weight * step for a weight, and what all values of a
+// group have in common, weight * (low + step / 2), is added once.
 #pragma once
 
-#include "backend/cpu/fast_dots.h"
+#include "backend/cpu/fast_rows.h"
 #include "backend/cpu/fast_tile.h"
 
 namespace mikv {
 
+// c[i][d] += sum over cells t of weights[i][t] * codes[t][d] + shared[i], for M rows i and N vectors of columns d; codes are bytes.
+struct WeightedCodes {
+    const float *   weights;
+    int64_t         weight_row;
+    const uint8_t * codes;
+    int             code_row;
+    int             n_cells;
+    const float *   shared;
+    float *         c;
+    int64_t         c_row;
+};
+
+template <class Isa, int M, int N> static inline void add_weighted(WeightedCodes x) {
+    using F         = typename Isa::F;
+    constexpr int W = Isa::width;
+    F             c[M][N];
+    for (int i = 0; i < M; i++) {
+        for (int j = 0; j < N; j++) {
+            c[i][j] = Isa::add(Isa::load(x.c + i * x.c_row + j * W), Isa::set(x.shared[i]));
+        }
+    }
+    for (int t = 0; t < x.n_cells; t++, x.weights++, x.codes += x.code_row) {
+        // the fewer of the two kinds of factors stay in registers
+        if constexpr (N <= M) {
+            F column[N];
+            for (int j = 0; j < N; j++) {
+                column[j] = Isa::load_codes(x.codes + j * W);
+            }
+            for (int i = 0; i < M; i++) {
+                const F weight = Isa::set(x.weights[i * x.weight_row]);
+                for (int j = 0; j < N; j++) {
+                    c[i][j] = Isa::fma(weight, column[j], c[i][j]);
+                }
+            }
+        } else {
+            F weight[M];
+            for (int i = 0; i < M; i++) {
+                weight[i] = Isa::set(x.weights[i * x.weight_row]);
+            }
+            for (int j = 0; j < N; j++) {
+                const F column = Isa::load_codes(x.codes + j * W);
+                for (int i = 0; i < M; i++) {
+                    c[i][j] = Isa::fma(weight[i], column, c[i][j]);
+                }
+            }
+        }
+    }
+    for (int i = 0; i < M; i++) {
+        for (int j = 0; j < N; j++) {
+            Isa::store(x.c + i * x.c_row + j * W, c[i][j]);
+        }
+    }
+}
+
 template <class Isa> struct ValueSum {
     using F                    = typename Isa::F;
     static constexpr int width = Isa::width;
-    static constexpr int most  = 128 * 128 - 1; // of i, which is held as two int8
 
     const HeadView &   head;
     const CellIndex &  index;
@@ -25,25 +76,21 @@ template <class Isa> struct ValueSum {
     float *            acc; // [n_rows][v.dim]
 
     float *       tail         = nullptr; // [n_rows][tile_cells]: the weights of a tile that is not whole; set by lay_out()
-    float *       scaled       = nullptr; // [n_rows][tile_cells]: u, of the cells of one pass
-    float *       shared       = nullptr; // [n_rows]: what is added to all values of a group
-    float *       packed       = nullptr; // [tile_cells]: 1 for a packed row with a weight, else 0
+    float *       scaled       = nullptr; // [n_rows][tile_cells]: weights times the step of one group
+    float *       shared       = nullptr; // [n_rows]
+    float *       per_range    = nullptr; // [tile_cells]: step / range of a packed row; 0: the row is floats, or has no weight
     float *       value        = nullptr; // [v.dim]
-    int8_t *      words        = nullptr; // [n_rows][2][tile_cells]: i, its upper and its lower half
-    uint8_t *     codes        = nullptr; // [tile_cells / 4][group lanes]
-    int32_t *     sums         = nullptr; // [n_rows][group]
+    uint8_t *     codes        = nullptr; // [tile_cells][group, or chunk where that is larger]
     const float * tile_weights = nullptr; // [n_rows][tile_stride], of the tile at work; set by read_weights()
     int64_t       tile_stride  = 0;
 
     void lay_out(Scratch & scratch) {
-        tail   = scratch.take(size_t(n_rows) * tile_cells);
-        scaled = scratch.take(size_t(n_rows) * tile_cells);
-        shared = scratch.take(n_rows);
-        packed = scratch.take(tile_cells);
-        value  = scratch.take(head.v.dim);
-        words  = reinterpret_cast<int8_t *>(scratch.take(size_t(n_rows) * 2 * tile_cells / 4));
-        codes  = reinterpret_cast<uint8_t *>(scratch.take(size_t(tile_cells) / 4 * head.v.group));
-        sums   = reinterpret_cast<int32_t *>(scratch.take(size_t(n_rows) * head.v.group));
+        tail      = scratch.take(size_t(n_rows) * tile_cells);
+        scaled    = scratch.take(size_t(n_rows) * tile_cells);
+        shared    = scratch.take(n_rows);
+        per_range = scratch.take(tile_cells);
+        value     = scratch.take(head.v.dim);
+        codes     = reinterpret_cast<uint8_t *>(scratch.take(tile_cells * 64 / 4));
     }
 
     void add(int first, int last) {
@@ -74,147 +121,109 @@ template <class Isa> struct ValueSum {
             tile_weights = tail;
             tile_stride  = tile_cells;
         }
-        const F zero = Isa::set(0.0f);
+        const F base = Isa::set(1.0f / float(1 << head.v.bits)), zero = Isa::set(0.0f);
         for (int i = 0; i < tile_cells; i += width) {
             F largest = zero;
             for (int row = 0; row < n_rows; row++) {
                 largest = Isa::max(largest, Isa::load(tile_weights + row * tile_stride + i));
             }
             Isa::store(top + i, largest);
-            Isa::store(packed + i, Isa::select(Isa::less(zero, largest), Isa::set(1.0f), zero));
+            Isa::store(per_range + i, Isa::select(Isa::less(zero, largest), base, zero));
         }
         tile.seen = ~bits_below<Isa>(reinterpret_cast<const int32_t *>(top), tile_cells, 1); // a positive float is a positive integer
         if (!tile.seen) {
             return false;
         }
         sort_cells<Isa>(index, tile);
+        for (int i = 0; i < tile.n_refined; i++) {
+            per_range[tile.refined[i]] = 1.0f / float(1 << head.v.refined_bits);
+        }
         for (int i = 0; i < tile.n_direct; i++) {
-            packed[tile.direct[i]] = 0.0f;
+            per_range[tile.direct[i]] = 0.0f;
         }
         return true;
     }
 
     template <int group> void add_group(const Tile & tile, int g) {
-        const RowFormat & f = head.v;
+        constexpr int row_bytes = chunks_of<Isa, group>() * Isa::chunk;
+        read_codes<group>(tile, g);
         scale_weights(head.v_params + int64_t(g) * head.n_cells + tile.first, tile.n);
-        with_bits(f.bits, [&](auto bits) {
-            const int       bytes = f.base_bytes();
-            const uint8_t * base  = head.v_base + int64_t(tile.first) * bytes + g * (group / 8) * f.bits;
-            add_codes<group, bits.value>([&](int i) { return base + i * bytes; }, tile.n, g);
-        });
-        if (f.extra_bits() && tile.n_refined) {
-            scale_refined_weights(tile, head.v_params + int64_t(g) * head.n_cells + tile.first);
-            with_bits(f.extra_bits(), [&](auto bits) {
-                const int32_t * place      = index.place + tile.first;
-                const uint8_t * refinement = head.v_refined + g * (group / 8) * f.extra_bits();
-                add_codes<group, bits.value>([&](int i) { return refinement + int64_t(place[tile.refined[i]]) * f.refinement_bytes(); },
-                                             tile.n_refined, g);
-            });
+        for (int row = 0; row < n_rows;) {
+            const int left = n_rows - row;
+            const int some = left == 7 || left == 8 ? 4 : left < 6 ? left : 6;
+            const WeightedCodes x{scaled + row * tile_cells, tile_cells, codes, row_bytes, tile.n, shared + row,
+                                  acc + int64_t(row) * head.v.dim + g * group, head.v.dim};
+            switch (some) {
+                case 1: add_rows<group, 1>(x); break;
+                case 2: add_rows<group, 2>(x); break;
+                case 3: add_rows<group, 3>(x); break;
+                case 4: add_rows<group, 4>(x); break;
+                case 5: add_rows<group, 5>(x); break;
+                default: add_rows<group, 6>(x); break;
+            }
+            row += some;
         }
     }
 
-    // scaled = weight * step; shared = the sums of weight * (low + (mid + 1/2) * step).
+    template <int group, int M> static void add_rows(WeightedCodes x) {
+        constexpr int N = columns_for<M>(group / width, Isa::accumulators);
+        for (int d = 0; d < group; d += N * width, x.codes += N * width, x.c += N * width) {
+            add_weighted<Isa, M, N>(x);
+        }
+    }
+
+    // Codes of group g of all packed rows of the tile, refinement included.
+    template <int group> void read_codes(const Tile & tile, int g) {
+        constexpr int     chunks = chunks_of<Isa, group>();
+        const RowFormat & f      = head.v;
+        const uint8_t *   base   = head.v_base + int64_t(tile.first) * f.base_bytes() + g * (group / 8) * f.bits;
+        with_bits(f.bits, [&](auto bits) {
+            uint8_t * to = codes;
+            for (int i = 0; i < tile.n; i++, base += f.base_bytes(), to += chunks * Isa::chunk) {
+                for (int j = 0; j < chunks; j++) {
+                    Isa::store_bytes(to + j * Isa::chunk, group_codes<Isa, group, bits.value>(base, j));
+                }
+            }
+        });
+        if (!f.extra_bits()) {
+            return;
+        }
+        with_bits(f.extra_bits(), [&](auto bits) {
+            const uint8_t * refinement = head.v_refined + g * (group / 8) * bits.value;
+            for (int i = 0; i < tile.n_refined; i++) {
+                const uint8_t * from = refinement + int64_t(index.place[tile.first + tile.refined[i]]) * f.refinement_bytes();
+                uint8_t *       to   = codes + tile.refined[i] * chunks * Isa::chunk;
+                for (int j = 0; j < chunks; j++, to += Isa::chunk) {
+                    Isa::store_bytes(to, Isa::join(Isa::load_bytes(to), bits.value, group_codes<Isa, group, bits.value>(from, j)));
+                }
+            }
+        });
+    }
+
+    // scaled = weights * step; shared: what all values of a group get.
     void scale_weights(const uint32_t * params, int n) {
-        F       steps[tile_cells / width], centres[tile_cells / width];
-        const F zero = Isa::set(0.0f), per_range = Isa::set(1.0f / float(1 << head.v.bits)), half = Isa::set(0.5f);
+        F       steps[tile_cells / width], lows[tile_cells / width];
+        const F zero = Isa::set(0.0f), half = Isa::set(0.5f);
         for (int i = 0; i < tile_cells; i += width) {
-            F range = zero, low = zero;
+            const F factor = Isa::load(per_range + i);
+            F       range = zero, low = zero;
             if (i < n) {
                 read_params<Isa>(params + i, n - i, range, low);
             }
-            const auto some    = Isa::less(zero, Isa::load(packed + i)); // elsewhere the params may be anything
-            steps[i / width]   = Isa::select(some, Isa::mul(range, per_range), zero);
-            centres[i / width] = Isa::select(some, Isa::fma(range, half, low), zero); // (mid + 1/2) * step is half the range
+            const auto packed = Isa::less(zero, factor); // elsewhere the params may be anything
+            const F    step   = Isa::mul(range, factor);
+            steps[i / width]  = Isa::select(packed, step, zero);
+            lows[i / width]   = Isa::select(packed, Isa::fma(step, half, low), zero);
         }
         for (int row = 0; row < n_rows; row++) {
             F sum = zero;
             for (int i = 0; i < tile_cells; i += width) {
                 const F weight = Isa::load(tile_weights + row * tile_stride + i);
                 Isa::store(scaled + row * tile_cells + i, Isa::mul(weight, steps[i / width]));
-                sum = Isa::fma(weight, centres[i / width], sum);
+                sum = Isa::fma(weight, lows[i / width], sum);
             }
             shared[row] = Isa::sum(sum);
         }
-    }
-
-    // The same for the refined cells alone, in the order of their list, with nothing in common.
-    void scale_refined_weights(const Tile & tile, const uint32_t * params) {
-        alignas(64) float    steps[tile_cells];
-        alignas(64) uint32_t listed[tile_cells] = {0};
-        const int            n                  = tile.n_refined;
-        for (int i = 0; i < n; i++) {
-            listed[i] = params[tile.refined[i]];
-        }
-        for (int i = 0; i < tile_cells; i += width) {
-            F range, low;
-            Isa::params(listed + i, range, low);
-            Isa::store(steps + i, Isa::mul(range, Isa::set(1.0f / float(1 << head.v.refined_bits))));
-        }
-        for (int row = 0; row < n_rows; row++) {
-            const float * weight = tile_weights + row * tile_stride;
-            float *       to     = scaled + row * tile_cells;
-            for (int i = 0; i < n; i++) {
-                to[i] = weight[tile.refined[i]] * steps[i];
-            }
-            for (int i = n; i < tile_cells; i++) {
-                to[i] = 0.0f;
-            }
-            shared[row] = 0.0f;
-        }
-    }
-
-    // Adds the codes of the cells 0 .. n, weighted by `scaled`, and `shared`, to group g of acc. Cell i's group lies at row(i).
-    template <int group, int bits, class Row> void add_codes(const Row & row, int n, int g) {
-        constexpr float mid = float((1 << bits) - 1) * 0.5f;
-        const int       n_quads = (n + 7) / 8 * 2; // an even number
-        for (int quad = 0; quad < n_quads; quad++) {
-            unpack_places<Isa, group, bits>([&](int i) { return row(4 * quad + i < n ? 4 * quad + i : n - 1); }, codes + quad * group * 4);
-        }
-        with_rows(n_rows, [&](auto count, int first) {
-            constexpr int M = decltype(count)::value, N = columns_for<Isa, M>(group / width);
-            float         scales[M];
-            for (int i = 0; i < M; i++) {
-                scales[i] = round_weights(first + i, n_quads * 4, mid);
-            }
-            for (int d = 0; d < group; d += N * width) {
-                Dots dots{codes + d * 4, group * 4, width * 4, words + first * 2 * tile_cells, 2 * tile_cells, n_quads, sums + d, group, false, 128};
-                add_dots<Isa, M, N, (1 << bits) - 1, 2>(dots);
-                dots.words += tile_cells;
-                dots.add    = true;
-                dots.factor = 1;
-                add_dots<Isa, M, N, (1 << bits) - 1, 2>(dots);
-            }
-            for (int i = 0; i < M; i++) {
-                const F scale = Isa::set(scales[i]), offset = Isa::set(shared[first + i]);
-                float * to    = acc + int64_t(first + i) * head.v.dim + g * group;
-                for (int d = 0; d < group; d += width) {
-                    const F sum = Isa::fma(Isa::floats(Isa::load_lanes(sums + i * group + d)), scale, offset);
-                    Isa::store(to + d, Isa::add(Isa::load(to + d), sum));
-                }
-            }
-        });
-    }
-
-    // Rounds the scaled weights of a row to words, takes mid * their sum from shared; returns the scale.
-    float round_weights(int row, int n, float mid) {
-        const float * from = scaled + row * tile_cells;
-        int8_t *      to   = words + row * 2 * tile_cells;
-        F             top = Isa::set(0.0f), sum = top;
-        for (int i = 0; i < n; i += width) {
-            top = Isa::max(top, Isa::load(from + i));
-        }
-        const float largest = Isa::largest(top);
-        const float scale   = largest / float(most);
-        const F     inverse = Isa::set(largest > 1e-30f ? float(most) / largest : 0.0f), half = Isa::set(128.0f);
-        for (int i = 0; i < n; i += width) {
-            const F whole = Isa::round(Isa::mul(Isa::load(from + i), inverse));
-            const F upper = Isa::floor(Isa::mul(whole, Isa::set(1.0f / 128.0f)));
-            Isa::store_truncated(to + i, upper);
-            Isa::store_truncated(to + tile_cells + i, Isa::sub(whole, Isa::mul(upper, half)));
-            sum = Isa::add(sum, whole);
-        }
-        shared[row] -= mid * scale * Isa::sum(sum);
-        return scale;
     }
 
     void add_direct(const Tile & tile, int i) {
