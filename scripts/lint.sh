@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 export PATH="${MIKV_VENV:-$PWD/.venv}/bin:$PATH"
 
 faults=0
+python=(mikv_cpp scripts tests)
 check() {
     echo "- $*"
     "$@" || faults=$((faults + 1))
@@ -14,14 +15,14 @@ check() {
 mapfile -d '' cpp_files < <(find native tests/native \( -name '*.h' -o -name '*.cpp' \) -print0)
 if [ "${1:-}" = --fix ]; then
     clang-format -i "${cpp_files[@]}"
-    ruff check --quiet --fix .
-    ruff format --quiet .
+    ruff check --quiet --fix "${python[@]}"
+    ruff format --quiet "${python[@]}"
 fi
 echo "- clang-format of ${#cpp_files[@]} files"
 clang-format --dry-run -Werror "${cpp_files[@]}" 2>&1 | grep -E 'error:' | cut -d: -f1 | sort | uniq -c
 [ "${PIPESTATUS[0]}" -eq 0 ] || faults=$((faults + 1))
-check ruff check .
-check ruff format --check .
+check ruff check "${python[@]}"
+check ruff format --check "${python[@]}"
 check mypy
 check python3 scripts/layers.py
 check python3 scripts/size.py

@@ -161,7 +161,8 @@ mikv_status  mikv_cache_free(uint64_t id);
 mikv_status  mikv_cache_step(uint64_t id, int32_t index, const mikv_step * step, int32_t n_threads);
 mikv_status  mikv_cache_clear(uint64_t id);
 mikv_status  mikv_cache_copy_stream(uint64_t id, int32_t from, int32_t to);
-/* keys (value = 0) or values (value = 1) of n cells from first_cell on: float [n][n_head_kv][head_dim] */
+/* keys (value = 0) or values (value = 1) of n cells from first_cell on: float [n][n_head_kv][head_dim].
+ * Cells that hold no token hold one once written, and want both their keys and their values. */
 mikv_status  mikv_cache_read(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n, float * out);
 mikv_status  mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n, const float * in);
 

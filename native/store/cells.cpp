@@ -33,6 +33,10 @@ void CellTable::take(int cell, bool sink) {
 
 void CellTable::begin(const CellBatch & batch, int sinks, int window) {
     batch_++;
+    for (size_t cell = 0; loading_ && cell < flags_.size(); cell++) {
+        flags_[cell] &= uint8_t(~flag_loading);
+    }
+    loading_ = false;
     for (int cell : waiting_) {
         staged_[cell] = -1;
     }
@@ -98,6 +102,8 @@ void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
 void CellTable::hold(int cell, int sinks) {
     if (!holds(cell)) {
         take(cell, n_held_ < sinks);
+        flags_[cell] |= flag_loading;
+        loading_ = true;
     }
 }
 

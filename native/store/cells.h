@@ -32,6 +32,7 @@ public:
     bool     holds(int cell) const { return flags_[cell] & flag_holds; }
     bool     is_sink(int cell) const { return flags_[cell] & flag_sink; }
     bool     is_recent(int cell) const { return flags_[cell] & flag_recent; }
+    bool     is_loading(int cell) const { return flags_[cell] & flag_loading; } // came by hold(), and no micro-batch since
     bool     is_guarded(int cell) const { return flags_[cell] & (flag_sink | flag_recent); }
     // No query has seen the cell for a while: removed, or of a sequence that sleeps.
     bool     is_forgotten(int cell) const { return batch_ - seen_[cell] > forgotten_after; }
@@ -49,6 +50,7 @@ private:
     static constexpr uint8_t flag_holds  = 1;
     static constexpr uint8_t flag_sink   = 2;
     static constexpr uint8_t flag_recent = 4;
+    static constexpr uint8_t flag_loading = 8;
 
     void take(int cell, bool sink);
     void mark_seen(const CellBatch & batch);
@@ -59,6 +61,7 @@ private:
     std::vector<uint8_t>  flags_;
     std::vector<int32_t>  staged_;
     std::vector<int>      waiting_; // cells with staged_ >= 0
+    bool                  loading_ = false; // some cell has flag_loading
     uint32_t              now_    = 0; // tokens stored
     uint32_t              batch_  = 0; // micro-batches
     int                   n_held_ = 0;

@@ -4,7 +4,6 @@
 
 #include "backend/cpu/kernels.h"
 #include "kernel/load.h"
-#include "kernel/store.h"
 #include "store/commit.h"
 #include "store/mean.h"
 
@@ -17,18 +16,6 @@ void load_row(const HeadView & h, bool value, int cell, int32_t place, float * o
         load_value(h, cell, place, out);
     } else {
         load_key(h, cell, place, out);
-    }
-}
-
-// A row that gets a slot when only half of it is at hand: the other half's refinement reads as the middle of its base bin.
-void fill_middle(const RowFormat & f, uint8_t * refinement) {
-    const int extra = f.extra_bits();
-    const int bytes = f.group * extra / 8;
-    std::fill(refinement, refinement + f.refinement_bytes(), uint8_t(0));
-    for (int g = 0; g < f.n_groups() && extra > 0; g++) {
-        for (int i = 0; i < f.group; i++) {
-            planes_put(refinement + g * bytes, f.group, extra, i, 1u << (extra - 1));
-        }
     }
 }
 
@@ -53,41 +40,18 @@ struct HeadWrite {
     int64_t           stride;
 };
 
-// A row that becomes exact when only half of it is at hand: the other half is as exact as it was.
-void keep_other_half(const HeadWrite & w, int cell, int e) {
-    const HeadView &   h = w.head.view;
-    std::vector<float> other(size_t(w.value ? h.k.dim : h.v.dim));
-    load_row(h, !w.value, cell, place_base, other.data());
-    if (w.value) {
-        store_exact(h.k_exact + int64_t(e) * h.k.dim, other.data(), h.k.dim);
-    } else {
-        store_exact(h.v_exact + int64_t(e) * h.v.dim, other.data(), h.v.dim);
-    }
-}
-
-// Slots for adopted rows that have none, the youngest first: what a conversation needs most after a reload.
+// Places for rows that are being loaded, keys and values one after the other: sinks exact, then the youngest refined, what a
+// conversation needs most after a reload. Rows that were there before keep their place: half a row cannot be made more precise.
 void adopt_places(HeadWrite & w, const std::vector<int> & cells, std::vector<int32_t> & place) {
-    for (auto it = cells.begin(); it != cells.end(); ++it) {
-        if (w.table.is_sink(*it) && place[*it] == place_base) {
-            const int e = take_exact(w.head, uint32_t(*it));
-            if (e >= 0) {
-                keep_other_half(w, *it, e);
-                place[*it] = -2 - e;
-            }
+    for (int cell : cells) {
+        if (w.table.is_loading(cell) && w.table.is_sink(cell) && place[cell] == place_base) {
+            const int e = take_exact(w.head, uint32_t(cell));
+            place[cell] = e >= 0 ? -2 - e : place_base;
         }
     }
-    for (auto it = cells.rbegin(); it != cells.rend(); ++it) {
-        if (place[*it] == place_base) {
-            const int slot = take_slot(w.head, uint32_t(*it));
-            if (slot < 0) {
-                return;
-            }
-            place[*it] = slot;
-            if (w.value) {
-                fill_middle(w.head.view.k, w.head.view.k_refined + int64_t(slot) * w.head.view.k.refinement_bytes());
-            } else {
-                fill_middle(w.head.view.v, w.head.view.v_refined + int64_t(slot) * w.head.view.v.refinement_bytes());
-            }
+    for (auto it = cells.rbegin(); it != cells.rend() && w.head.state.n_free > 0; ++it) {
+        if (w.table.is_loading(*it) && place[*it] == place_base) {
+            place[*it] = take_slot(w.head, uint32_t(*it));
         }
     }
 }

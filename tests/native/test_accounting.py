@@ -133,15 +133,6 @@ def test_a_budget_is_kept_and_used(share, shape):
         assert config_bytes(config, shape, budget) > budget - 2 * slot - 2048 * shape.n_layer, "the budget is not used"
 
 
-@pytest.mark.parametrize("n_tokens", [1000, 1500])
-def test_a_budget_holds_for_larger_micro_batches_too(n_tokens):
-    shape = Shape(4, 2, 2048, 1, 64, 64)
-    budget = config_bytes(Config(2, 2, 8, refined_share=0.2), shape)
-    with NativeCache(Config(2, 2, 8), shape, budget_bytes=budget) as cache:
-        cache.step(0, Scene(shape).step([0] * n_tokens))
-        assert cache.stats().bytes_total <= budget
-
-
 def test_a_budget_too_small_names_the_smallest_that_works():
     shape, config = Shape(4, 2, 2048, 1, 64, 64), Config(2, 2, 8, sinks=4, window=64)
     with pytest.raises(NativeError) as error:
