@@ -9,7 +9,9 @@ using namespace mikv;
 
 namespace {
 
-mikv_status no_device() { return fail(MIKV_ERROR_NOT_FOUND, "this is not a MIKV device: use ggml_backend_dev_by_name(\"MIKV0\")"); }
+mikv_status no_device() {
+    return fail(MIKV_ERROR_NOT_FOUND, "this is not a MIKV device: use ggml_backend_dev_by_name(\"MIKV0\")");
+}
 
 } // namespace
 

@@ -63,8 +63,12 @@ bool cpy_tensor_async(ggml_backend_t from, ggml_backend_t to, const ggml_tensor 
     return inner_to->iface.cpy_tensor_async && inner_to->iface.cpy_tensor_async(inner_from, inner_to, src, dst);
 }
 
-void event_record(ggml_backend_t backend, ggml_backend_event_t event) { of(backend)->inner->iface.event_record(of(backend)->inner, event); }
-void event_wait(ggml_backend_t backend, ggml_backend_event_t event) { of(backend)->inner->iface.event_wait(of(backend)->inner, event); }
+void event_record(ggml_backend_t backend, ggml_backend_event_t event) {
+    of(backend)->inner->iface.event_record(of(backend)->inner, event);
+}
+void event_wait(ggml_backend_t backend, ggml_backend_event_t event) {
+    of(backend)->inner->iface.event_wait(of(backend)->inner, event);
+}
 
 void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
     of(backend)->inner->iface.graph_optimize(of(backend)->inner, graph, params);

@@ -90,7 +90,8 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor * src, ggml_tensor * ds
         return false;
     }
     const size_t stream_bytes = ggml_row_size(root->type, root->ne[0]) * size_t(root->ne[1]);
-    if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || kv_offset(src) % stream_bytes || kv_offset(dst) % stream_bytes) {
+    if (ggml_nbytes(src) != stream_bytes || ggml_nbytes(dst) != stream_bytes || kv_offset(src) % stream_bytes ||
+        kv_offset(dst) % stream_bytes) {
         return false;
     }
     const int from = int(kv_offset(src) / stream_bytes), to = int(kv_offset(dst) / stream_bytes);
@@ -128,14 +129,15 @@ size_t       owned_alignment(ggml_backend_buffer_type_t) { return 64; }
 size_t       owned_alloc_size(ggml_backend_buffer_type_t buft, const ggml_tensor * t) {
     return kv_tensor_bytes(static_cast<Device *>(buft->context)->config, t);
 }
-bool owned_is_host(ggml_backend_buffer_type_t) { return false; }
+bool                  owned_is_host(ggml_backend_buffer_type_t) { return false; }
 ggml_backend_buffer_t owned_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
 
 // Guessed until a graph shows them.
 int guess_head_dim(int64_t n_embd) { return n_embd % 64 == 0 ? 64 : 32; }
 
 // The cache that a layer's keys and values of these widths would be, as far as known.
-mikv_shape shape_of(const mikv_config & config, int n_layer, int64_t k_embd, int64_t v_embd, int64_t n_cells, int64_t n_stream) {
+mikv_shape shape_of(const mikv_config & config, int n_layer, int64_t k_embd, int64_t v_embd, int64_t n_cells,
+                    int64_t n_stream) {
     int dim_k = config.head_dim_k ? config.head_dim_k : guess_head_dim(k_embd);
     int dim_v = config.head_dim_v ? config.head_dim_v : guess_head_dim(v_embd);
     if (k_embd % dim_k || v_embd % dim_v || k_embd / dim_k != v_embd / dim_v) { // one head for all: always right in width
@@ -204,7 +206,8 @@ bool KvBuffer::make_caches(const std::vector<WantedTensor> & wanted) {
             config.budget_bytes = config.budget_bytes * ((widths.first + widths.second) * int64_t(layers.size())) / all;
         }
         std::shared_ptr<Cache> cache;
-        const mikv_shape       shape = shape_of(requested_, int(layers.size()), widths.first, widths.second, any.n_cells, any.n_stream);
+        const mikv_shape       shape =
+            shape_of(requested_, int(layers.size()), widths.first, widths.second, any.n_cells, any.n_stream);
         if (Cache::create(config, shape, layers, &cache) != MIKV_OK) {
             GGML_LOG_ERROR("mikv: %s\n", last_error());
             return false;
@@ -229,9 +232,10 @@ void KvBuffer::announce(Cache & cache) {
     }
     const mikv_stats  s = cache.stats();
     const mikv_config c = s.config;
-    GGML_LOG_INFO("mikv: %s: %d layers x %d cells, K%d V%d, %.0f %% refined to %d bits by %s: %.2f MiB, %.1f %% of f16\n", device_.name.c_str(),
-                  s.shape.n_layer, s.shape.n_cells, c.k_bits, c.v_bits, 100.0 * double(c.refined_share), c.refined_bits, c.policy,
-                  double(s.bytes_total) / 1048576.0, 100.0 * double(s.bytes_total) / double(s.bytes_f16));
+    GGML_LOG_INFO("mikv: %s: %d layers x %d cells, K%d V%d, %.0f %% refined to %d bits by %s: %.2f MiB, %.1f %% of f16\n",
+                  device_.name.c_str(), s.shape.n_layer, s.shape.n_cells, c.k_bits, c.v_bits, 100.0 * double(c.refined_share),
+                  c.refined_bits, c.policy, double(s.bytes_total) / 1048576.0,
+                  100.0 * double(s.bytes_total) / double(s.bytes_f16));
 }
 
 void KvBuffer::fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v) {
@@ -240,12 +244,12 @@ void KvBuffer::fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v
         announce(old);
         return;
     }
-    mikv_shape shape      = old.shape();
-    shape.head_dim_k      = head_dim_k;
-    shape.head_dim_v      = head_dim_v;
-    shape.n_head_kv       = int32_t(widths_[size_t(tensor.cache)].first / head_dim_k);
-    mikv_config config    = requested_;
-    config.budget_bytes   = old.config().budget_bytes;
+    mikv_shape shape    = old.shape();
+    shape.head_dim_k    = head_dim_k;
+    shape.head_dim_v    = head_dim_v;
+    shape.n_head_kv     = int32_t(widths_[size_t(tensor.cache)].first / head_dim_k);
+    mikv_config config  = requested_;
+    config.budget_bytes = old.config().budget_bytes;
     std::vector<int> layers;
     for (int i = 0; i < shape.n_layer; i++) {
         layers.push_back(old.layer_number(i));
@@ -331,7 +335,7 @@ std::string refusal(Device & device, const std::vector<WantedTensor> & wanted) {
         }
     }
     // One context makes its full cache first, then the windowed one, of other layers and no larger.
-    const bool known   = std::any_of(kinds.begin(), kinds.end(), [&](const auto & entry) {
+    const bool known    = std::any_of(kinds.begin(), kinds.end(), [&](const auto & entry) {
         return std::find(device.family.begin(), device.family.end(), entry.first) != device.family.end();
     });
     const bool windowed = !known && !device.family.empty() && wanted.front().n_cells <= device.family_cells;
@@ -349,14 +353,15 @@ std::string refusal(Device & device, const std::vector<WantedTensor> & wanted) {
 
 ggml_backend_buffer_t KvBuffer::allocate(Device & device, const std::vector<WantedTensor> & wanted, size_t size_bytes) {
     std::lock_guard<std::recursive_mutex> lock(device.guard);
-    device.note = refusal(device, wanted);
+    device.note    = refusal(device, wanted);
     size_t logical = 0;
     for (const WantedTensor & w : wanted) {
         logical += w.logical_bytes;
     }
     if (!device.note.empty()) {
-        GGML_LOG_INFO("mikv: %s: a cache of %d cells stays as it is (%s, %.2f MiB): %s\n", device.name.c_str(), int(wanted.front().n_cells),
-                      ggml_type_name(wanted.front().type), double(logical) / 1048576.0, device.note.c_str());
+        GGML_LOG_INFO("mikv: %s: a cache of %d cells stays as it is (%s, %.2f MiB): %s\n", device.name.c_str(),
+                      int(wanted.front().n_cells), ggml_type_name(wanted.front().type), double(logical) / 1048576.0,
+                      device.note.c_str());
         return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device.inner), logical);
     }
     std::unique_ptr<KvBuffer> buffer(new KvBuffer(device));

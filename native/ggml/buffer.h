@@ -23,14 +23,14 @@ public:
     static ggml_backend_buffer_t allocate(Device & device, const std::vector<WantedTensor> & wanted, size_t size_bytes);
     ~KvBuffer();
 
-    Device &    device() { return device_; }
-    size_t      n_caches() const { return caches_.size(); }
-    Cache &     cache(const KvTensor & tensor) { return *caches_[size_t(tensor.cache)]; }
-    Cache &     cache_at(size_t i) { return *caches_[i]; }
+    Device & device() { return device_; }
+    size_t   n_caches() const { return caches_.size(); }
+    Cache &  cache(const KvTensor & tensor) { return *caches_[size_t(tensor.cache)]; }
+    Cache &  cache_at(size_t i) { return *caches_[i]; }
     // The head sizes, learnt from a graph: until then they were guessed. Only while the cache is empty.
-    void        fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v);
-    KvTensor *  claim(const char * tensor_name); // null: not a tensor of this buffer
-    void *      base() const { return base_; }
+    void       fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v);
+    KvTensor * claim(const char * tensor_name); // null: not a tensor of this buffer
+    void *     base() const { return base_; }
 
     // Rows [first, first + n) of a KV tensor in floats, numbered over all streams.
     void read_rows(const KvTensor & tensor, int64_t first, int64_t n, float * out);
@@ -38,18 +38,18 @@ public:
 
 private:
     explicit KvBuffer(Device & device) : device_(device), requested_(device.config) {}
-    bool  make_caches(const std::vector<WantedTensor> & wanted);
-    void  announce(Cache & cache);
+    bool make_caches(const std::vector<WantedTensor> & wanted);
+    void announce(Cache & cache);
 
-    Device &                              device_;
-    mikv_config                           requested_; // the device's config when the buffer was made
-    std::vector<std::shared_ptr<Cache>>   caches_;
+    Device &                                 device_;
+    mikv_config                              requested_; // the device's config when the buffer was made
+    std::vector<std::shared_ptr<Cache>>      caches_;
     std::vector<std::pair<int64_t, int64_t>> widths_; // n_embd of keys and values of each cache
-    std::vector<std::unique_ptr<KvTensor>> tensors_;
-    std::vector<std::pair<int, bool>>     names_;     // layer and kind of each of tensors_
-    std::set<uint64_t>                    announced_;
-    void *                                base_       = nullptr; // address space that nobody touches: tensors want addresses
-    size_t                                base_bytes_ = 0;
+    std::vector<std::unique_ptr<KvTensor>>   tensors_;
+    std::vector<std::pair<int, bool>>        names_; // layer and kind of each of tensors_
+    std::set<uint64_t>                       announced_;
+    void *                                   base_       = nullptr; // address space that nobody touches: tensors want addresses
+    size_t                                   base_bytes_ = 0;
 };
 
 // The KV tensor that t is or is a view of; null: none of ours.

@@ -74,7 +74,7 @@ ggml_backend_buffer_t asked_alloc_buffer(ggml_backend_buffer_type_t buft, size_t
 
 const char * get_name(ggml_backend_dev_t dev) { return of(dev)->name.c_str(); }
 const char * get_description(ggml_backend_dev_t dev) { return of(dev)->description.c_str(); }
-void         get_memory(ggml_backend_dev_t dev, size_t * free, size_t * total) { ggml_backend_dev_memory(of(dev)->inner, free, total); }
+void get_memory(ggml_backend_dev_t dev, size_t * free, size_t * total) { ggml_backend_dev_memory(of(dev)->inner, free, total); }
 
 // A CPU passes for an integrated GPU: llama.cpp gives it layers when asked to, or when there is no other device, but never beside a GPU
 // that nobody asked it to share with.
@@ -104,7 +104,7 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t dev, void * ptr, s
     return inner->iface.buffer_from_host_ptr ? inner->iface.buffer_from_host_ptr(inner, ptr, size, max_tensor_size) : nullptr;
 }
 
-using extra_types_fn = ggml_backend_buffer_type_t * (*) (ggml_backend_dev_t);
+using extra_types_fn = ggml_backend_buffer_type_t * (*)(ggml_backend_dev_t);
 
 extra_types_fn extra_types_of(ggml_backend_dev_t inner) {
     return reinterpret_cast<extra_types_fn>(
@@ -115,7 +115,8 @@ extra_types_fn extra_types_of(ggml_backend_dev_t inner) {
 // CPU's last; refusing what repacking would take keeps the CPU's order.
 bool wants_extra_type(Device * device, const ggml_tensor * op) {
     const ggml_tensor * weight = op->src[0];
-    if ((op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) || !weight || !weight->buffer || weight->buffer->buft != &device->asked) {
+    if ((op->op != GGML_OP_MUL_MAT && op->op != GGML_OP_MUL_MAT_ID) || !weight || !weight->buffer ||
+        weight->buffer->buft != &device->asked) {
         return false;
     }
     const extra_types_fn types = extra_types_of(device->inner);
@@ -125,8 +126,8 @@ bool wants_extra_type(Device * device, const ggml_tensor * op) {
     for (ggml_backend_buffer_type_t * type = types(device->inner); type && *type; type++) {
         ggml_backend_buffer_t dummy = ggml_backend_buft_alloc_buffer(*type, 0);
         ggml_tensor           with = *weight, probe = *op;
-        with.buffer  = dummy;
-        probe.src[0] = &with;
+        with.buffer      = dummy;
+        probe.src[0]     = &with;
         const bool takes = ggml_backend_dev_supports_op(device->inner, &probe);
         ggml_backend_buffer_free(dummy);
         if (takes) {
@@ -168,7 +169,9 @@ ggml_backend_event_t event_new(ggml_backend_dev_t dev) {
 }
 
 void event_free(ggml_backend_dev_t dev, ggml_backend_event_t event) { of(dev)->inner->iface.event_free(of(dev)->inner, event); }
-void event_synchronize(ggml_backend_dev_t dev, ggml_backend_event_t event) { of(dev)->inner->iface.event_synchronize(of(dev)->inner, event); }
+void event_synchronize(ggml_backend_dev_t dev, ggml_backend_event_t event) {
+    of(dev)->inner->iface.event_synchronize(of(dev)->inner, event);
+}
 
 } // namespace
 
@@ -177,21 +180,32 @@ Device * device_of(ggml_backend_dev_t handle) { return handle && handle->iface.g
 void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, int number, const mikv_config & config) {
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(inner, &props);
-    device.inner       = inner;
-    device.name        = "MIKV" + std::to_string(number);
-    device.description = std::string("mixed-precision KV cache on ") + ggml_backend_dev_name(inner) + ": " + ggml_backend_dev_description(inner);
-    device.foreign     = props.caps.async || !ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(inner));
-    device.config      = config;
+    device.inner = inner;
+    device.name  = "MIKV" + std::to_string(number);
+    device.description =
+        std::string("mixed-precision KV cache on ") + ggml_backend_dev_name(inner) + ": " + ggml_backend_dev_description(inner);
+    device.foreign       = props.caps.async || !ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(inner));
+    device.config        = config;
     device.asked.iface   = {asked_name, asked_alloc_buffer, asked_alignment, asked_max_size, asked_alloc_size, asked_is_host};
     device.asked.device  = &device.handle;
     device.asked.context = &device;
     init_owned_type(device);
-    const bool host_type = inner->iface.get_host_buffer_type != nullptr;
-    device.handle.iface  = {get_name, get_description, get_memory, get_type, get_props, init_backend, get_buffer_type,
-                            host_type ? get_host_buffer_type : nullptr, inner->iface.buffer_from_host_ptr ? buffer_from_host_ptr : nullptr,
-                            supports_op, supports_buft, inner->iface.offload_op ? offload_op : nullptr,
-                            inner->iface.event_new ? event_new : nullptr, inner->iface.event_free ? event_free : nullptr,
-                            inner->iface.event_synchronize ? event_synchronize : nullptr};
+    const bool host_type  = inner->iface.get_host_buffer_type != nullptr;
+    device.handle.iface   = {get_name,
+                             get_description,
+                             get_memory,
+                             get_type,
+                             get_props,
+                             init_backend,
+                             get_buffer_type,
+                           host_type ? get_host_buffer_type : nullptr,
+                           inner->iface.buffer_from_host_ptr ? buffer_from_host_ptr : nullptr,
+                             supports_op,
+                             supports_buft,
+                           inner->iface.offload_op ? offload_op : nullptr,
+                           inner->iface.event_new ? event_new : nullptr,
+                           inner->iface.event_free ? event_free : nullptr,
+                           inner->iface.event_synchronize ? event_synchronize : nullptr};
     device.handle.reg     = reg;
     device.handle.context = &device;
 }

@@ -25,26 +25,26 @@ struct WantedTensor {
 };
 
 struct Device {
-    ggml_backend_device       handle{}; // what ggml sees
-    ggml_backend_dev_t        inner = nullptr;
-    std::string               name;        // "MIKV0"
-    std::string               description;
-    ggml_backend_buffer_type  asked{};   // the device's buffer type: asked for sizes; makes KV buffers and, for all else, the inner device's
-    ggml_backend_buffer_type  owned{};   // the type of KV buffers
-    bool                      foreign = false; // the host cannot touch the inner device's memory, or it runs asynchronously
+    ggml_backend_device handle{}; // what ggml sees
+    ggml_backend_dev_t  inner = nullptr;
+    std::string         name; // "MIKV0"
+    std::string         description;
+    ggml_backend_buffer_type
+        asked{}; // the device's buffer type: asked for sizes; makes KV buffers and, for all else, the inner device's
+    ggml_backend_buffer_type owned{};         // the type of KV buffers
+    bool                     foreign = false; // the host cannot touch the inner device's memory, or it runs asynchronously
 
-    std::recursive_mutex      guard;
-    mikv_config               config{};
-    std::string               note;   // why the newest cache was passed through
-    std::vector<KvBuffer *>   buffers;
-    std::vector<int>          family; // layers of the caches that belong to one context, so far
-    int64_t                   family_cells = 0;
+    std::recursive_mutex    guard;
+    mikv_config             config{};
+    std::string             note; // why the newest cache was passed through
+    std::vector<KvBuffer *> buffers;
+    std::vector<int>        family; // layers of the caches that belong to one context, so far
+    int64_t                 family_cells = 0;
 };
 
 Device * device_of(ggml_backend_dev_t handle); // null: not one of ours
 
 // Fills in the interfaces of a device that decorates `inner`.
 void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, int number, const mikv_config & config);
-
 
 } // namespace mikv

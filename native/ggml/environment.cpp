@@ -49,16 +49,21 @@ mikv_status config_from_environment(mikv_config * config) {
         int          low, high;
         int32_t *    value;
     } whole[] = {
-        {"MIKV_K_BITS", 2, 4, &c.k_bits},       {"MIKV_V_BITS", 2, 4, &c.v_bits},    {"MIKV_REFINED_BITS", 4, 8, &c.refined_bits},
-        {"MIKV_SINKS", 0, 64, &c.sinks},        {"MIKV_WINDOW", 0, 4096, &c.window}, {"MIKV_GROUP", 0, 64, &c.group},
-        {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys}, {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
+        {"MIKV_K_BITS", 2, 4, &c.k_bits},
+        {"MIKV_V_BITS", 2, 4, &c.v_bits},
+        {"MIKV_REFINED_BITS", 4, 8, &c.refined_bits},
+        {"MIKV_SINKS", 0, 64, &c.sinks},
+        {"MIKV_WINDOW", 0, 4096, &c.window},
+        {"MIKV_GROUP", 0, 64, &c.group},
+        {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys},
+        {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
     };
     for (const auto & entry : whole) {
         if (mikv_status status = read_whole(entry.name, entry.low, entry.high, entry.value)) {
             return status;
         }
     }
-    double share = c.refined_share, budget = 0, head_dim = 0;
+    double      share = c.refined_share, budget = 0, head_dim = 0;
     mikv_status status = read_number("MIKV_REFINED_SHARE", 0, 1, &share);
     status             = status ? status : read_number("MIKV_BUDGET_BYTES", 1, 9e15, &budget);
     status             = status ? status : read_number("MIKV_HEAD_DIM", 32, 1024, &head_dim);
@@ -70,7 +75,8 @@ mikv_status config_from_environment(mikv_config * config) {
     c.head_dim_k = c.head_dim_v = int32_t(head_dim);
     if (const char * policy = std::getenv("MIKV_POLICY")) {
         if (std::strlen(policy) >= sizeof(c.policy)) {
-            return fail(MIKV_ERROR_ARGUMENT, "MIKV_POLICY=%s: policy names have at most %d characters", policy, int(sizeof(c.policy)) - 1);
+            return fail(MIKV_ERROR_ARGUMENT, "MIKV_POLICY=%s: policy names have at most %d characters", policy,
+                        int(sizeof(c.policy)) - 1);
         }
         std::memset(c.policy, 0, sizeof(c.policy));
         std::strcpy(c.policy, policy);

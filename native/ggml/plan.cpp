@@ -10,7 +10,8 @@ namespace mikv {
 namespace {
 
 bool is_view_op(ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
+           op == GGML_OP_TRANSPOSE;
 }
 
 bool uses_cache(const ggml_tensor * node) {
@@ -55,7 +56,8 @@ bool contiguous(const ggml_tensor * t) {
 
 } // namespace
 
-Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads) : device_(device), n_threads_(n_threads), data_(device.foreign) {
+Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
+    : device_(device), n_threads_(n_threads), data_(device.foreign) {
     for (int i = 0; i < graph->n_nodes; i++) {
         ggml_tensor * node = graph->nodes[i];
         if (node->op == GGML_OP_FLASH_ATTN_EXT && kv_tensor(node->src[1]) && kv_tensor(node->src[2])) {
@@ -70,7 +72,8 @@ Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads) : device_(device
     settle_all();
     for (const auto & layer : layers_) {
         if (layer->step && !layer->step->reserve()) {
-            GGML_ABORT("mikv: no memory for the working buffers of a micro-batch of %d tokens: use a smaller one (-ub)", layer->shape.n_tokens);
+            GGML_ABORT("mikv: no memory for the working buffers of a micro-batch of %d tokens: use a smaller one (-ub)",
+                       layer->shape.n_tokens);
         }
     }
 }
@@ -111,11 +114,11 @@ std::shared_ptr<LayerWork> Plan::layer_work(const KvTensor & tensor, const ggml_
         }
         settle(cache);
     }
-    auto layer    = std::make_shared<LayerWork>();
-    layer->tensor = tensor;
-    layer->cells  = cells;
-    layer->begins = !begun_[&cache];
-    begun_[&cache] = true;
+    auto layer       = std::make_shared<LayerWork>();
+    layer->tensor    = tensor;
+    layer->cells     = cells;
+    layer->begins    = !begun_[&cache];
+    begun_[&cache]   = true;
     waiting_[&cache] = layer;
     layers_.push_back(layer);
     return layer;
@@ -126,22 +129,22 @@ bool Plan::add_set_rows(ggml_tensor * node) {
     if (node->op != GGML_OP_SET_ROWS || !kv) {
         return false;
     }
-    const ggml_tensor * rows = node->src[0];
+    const ggml_tensor * rows  = node->src[0];
     const ggml_tensor * cells = node->src[1];
     const ggml_tensor * root  = node->view_src;
     if (kv_offset(node) || node->ne[0] != root->ne[0] || rows->ne[2] != 1 || rows->ne[3] != 1 || cells->ne[1] != 1) {
         return false;
     }
-    const auto layer = layer_work(*kv, cells);
-    const bool first = !layer->has_key && !layer->has_value;
+    const auto layer                                = layer_work(*kv, cells);
+    const bool first                                = !layer->has_key && !layer->has_value;
     (kv->value ? layer->has_value : layer->has_key) = true;
     if (!layer->cache().staging().reserve(int(rows->ne[1]))) {
         GGML_ABORT("mikv: no memory for a micro-batch of %d tokens: use a smaller one (-ub)", int(rows->ne[1]));
     }
-    Work & work = new_work({rows, cells}, nullptr);
+    Work &     work  = new_work({rows, cells}, nullptr);
     const bool value = kv->value;
     HostData * data  = &data_;
-    work.run = [layer, value, rows, data, first, &work](int thread, int n_threads) {
+    work.run         = [layer, value, rows, data, first, &work](int thread, int n_threads) {
         if (thread == 0 && first) {
             read_cells(*layer, data->at(layer->cells));
             layer->cache().staging().open();
@@ -166,7 +169,8 @@ void Plan::settle(Cache & cache) {
     const auto layer = waiting_.at(&cache);
     waiting_.erase(&cache);
     if (!layer->has_key || !layer->has_value) {
-        GGML_ABORT("mikv: layer %d stores keys without values: report the model, and run it without MIKV", layer->cache().layer_number(layer->tensor.index));
+        GGML_ABORT("mikv: layer %d stores keys without values: report the model, and run it without MIKV",
+                   layer->cache().layer_number(layer->tensor.index));
     }
     Work & work = new_work({layer->cells}, nullptr);
     work.run    = [layer](int thread, int) {
@@ -182,16 +186,16 @@ bool Plan::add_attention(ggml_tensor * node) {
     }
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
     const KvTensor &   key = *kv_tensor(k), &value = *kv_tensor(v);
-    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value || !is_attention_view(k) ||
-        !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] || q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) ||
-        k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
+    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value ||
+        !is_attention_view(k) || !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] ||
+        q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) || k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
         return false;
     }
     Cache &                    cache = key.buffer->cache(key);
     std::shared_ptr<LayerWork> layer;
     const auto                 entry = waiting_.find(&cache);
-    if (entry != waiting_.end() && entry->second->tensor.index == key.index && entry->second->has_key && entry->second->has_value &&
-        entry->second->cells->ne[0] == q->ne[1] * q->ne[3]) {
+    if (entry != waiting_.end() && entry->second->tensor.index == key.index && entry->second->has_key &&
+        entry->second->has_value && entry->second->cells->ne[0] == q->ne[1] * q->ne[3]) {
         layer = entry->second;
         waiting_.erase(entry);
     } else {
@@ -201,8 +205,9 @@ bool Plan::add_attention(ggml_tensor * node) {
     }
     const bool   staged       = layer->cells != nullptr;
     const size_t stream_bytes = ggml_row_size(k->type, k->view_src->ne[0]) * size_t(k->view_src->ne[1]);
-    layer->shape = {key.index, int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]), int(q->ne[2]), staged};
-    layer->step  = std::make_unique<Step>(cache, layer->shape, n_threads_);
+    layer->shape              = {key.index,     int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]),
+                                 int(q->ne[2]), staged};
+    layer->step               = std::make_unique<Step>(cache, layer->shape, n_threads_);
     std::vector<const ggml_tensor *> inputs = {q};
     for (const ggml_tensor * t : {mask, sinks}) {
         if (t) {
@@ -236,9 +241,11 @@ bool Plan::add_attention(ggml_tensor * node) {
     }
     if (!staged) {
         Work & index = new_work({}, nullptr);
-        index.run    = [layer, &index](int, int) { index.share(layer->step->index_items(), [&](int item) { layer->step->index(item); }); };
+        index.run    = [layer, &index](int, int) {
+            index.share(layer->step->index_items(), [&](int item) { layer->step->index(item); });
+        };
     }
-    Work & attend  = new_work(inputs, nullptr);
+    Work & attend = new_work(inputs, nullptr);
     if (data_.foreign()) {
         attend.prepare = [layer, node, staged, data, bind] {
             data->room_for(node);
@@ -248,12 +255,14 @@ bool Plan::add_attention(ggml_tensor * node) {
             }
         };
     }
-    attend.run     = [layer, &attend](int, int) {
+    attend.run = [layer, &attend](int, int) {
         attend.share(layer->step->attend_items(), [&](int item) { layer->step->attend(item); });
     };
     if (layer->step->probe_items() > 0) {
         Work & probe = new_work({}, nullptr);
-        probe.run    = [layer, &probe](int, int) { probe.share(layer->step->probe_items(), [&](int item) { layer->step->probe(item); }); };
+        probe.run    = [layer, &probe](int, int) {
+            probe.share(layer->step->probe_items(), [&](int item) { layer->step->probe(item); });
+        };
     }
     Work & commit = new_work({}, node);
     commit.run    = [layer, &commit](int, int) {
@@ -295,7 +304,8 @@ bool Plan::add_copy(ggml_tensor * node) {
 ggml_tensor * Plan::shadow_of(const ggml_tensor * root) {
     ggml_tensor *& shadow = shadows_[root];
     if (!shadow) {
-        ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device_.inner), ggml_nbytes(root));
+        ggml_backend_buffer_t buffer =
+            ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device_.inner), ggml_nbytes(root));
         if (!buffer) {
             GGML_ABORT("mikv: no memory for a copy of %s: use a smaller context", root->name);
         }
@@ -350,7 +360,7 @@ void Plan::add_through_shadow(ggml_tensor * node) {
     std::sort(roots.begin(), roots.end());
     roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
     for (const ggml_tensor * root : roots) {
-        ggml_tensor * shadow = shadow_of(root);
+        ggml_tensor * shadow      = shadow_of(root);
         new_work({}, nullptr).run = [root, shadow](int thread, int) {
             if (thread == 0) {
                 fill_shadow(root, shadow);
@@ -359,7 +369,7 @@ void Plan::add_through_shadow(ggml_tensor * node) {
     }
     nodes_.push_back({twin, nullptr});
     if (const ggml_tensor * root = kv_tensor(node) ? (node->view_src ? node->view_src : node) : nullptr) {
-        ggml_tensor * shadow = shadow_of(root);
+        ggml_tensor * shadow      = shadow_of(root);
         new_work({}, nullptr).run = [root, shadow](int thread, int) {
             if (thread == 0) {
                 take_back_shadow(root, shadow);

@@ -22,30 +22,30 @@ public:
     HostData &                       data() { return data_; }
 
 private:
-    void add(ggml_tensor * node);
-    bool add_set_rows(ggml_tensor * node);
-    bool add_attention(ggml_tensor * node);
-    bool add_copy(ggml_tensor * node);
-    void add_through_shadow(ggml_tensor * node); // any other operation: on a copy in the logical type
-    void settle(Cache & cache);                  // rows of the cache that wait without attention are committed
-    void settle_all();
-    Work & new_work(std::vector<const ggml_tensor *> inputs, ggml_tensor * output);
+    void                       add(ggml_tensor * node);
+    bool                       add_set_rows(ggml_tensor * node);
+    bool                       add_attention(ggml_tensor * node);
+    bool                       add_copy(ggml_tensor * node);
+    void                       add_through_shadow(ggml_tensor * node); // any other operation: on a copy in the logical type
+    void                       settle(Cache & cache); // rows of the cache that wait without attention are committed
+    void                       settle_all();
+    Work &                     new_work(std::vector<const ggml_tensor *> inputs, ggml_tensor * output);
     std::shared_ptr<LayerWork> layer_work(const KvTensor & tensor, const ggml_tensor * cells);
-    ggml_tensor * shadow_of(const ggml_tensor * root);
-    ggml_tensor * on_shadow(ggml_tensor * t);
+    ggml_tensor *              shadow_of(const ggml_tensor * root);
+    ggml_tensor *              on_shadow(ggml_tensor * t);
 
-    Device &                                     device_;
-    int                                          n_threads_;
-    HostData                                     data_;
-    bool                                         touches_cache_ = false;
-    std::vector<PlannedNode>                     nodes_;
-    std::vector<std::unique_ptr<Work>>           work_;
+    Device &                                      device_;
+    int                                           n_threads_;
+    HostData                                      data_;
+    bool                                          touches_cache_ = false;
+    std::vector<PlannedNode>                      nodes_;
+    std::vector<std::unique_ptr<Work>>            work_;
     std::map<Cache *, std::shared_ptr<LayerWork>> waiting_; // the layer whose rows are staged
-    std::map<Cache *, bool>                      begun_;
-    std::vector<std::shared_ptr<LayerWork>>      layers_;
-    std::map<const ggml_tensor *, ggml_tensor *> shadows_;  // of KV roots
-    std::vector<std::unique_ptr<ggml_tensor>>    tensors_;
-    std::vector<ggml_backend_buffer_t>           buffers_;
+    std::map<Cache *, bool>                       begun_;
+    std::vector<std::shared_ptr<LayerWork>>       layers_;
+    std::map<const ggml_tensor *, ggml_tensor *>  shadows_; // of KV roots
+    std::vector<std::unique_ptr<ggml_tensor>>     tensors_;
+    std::vector<ggml_backend_buffer_t>            buffers_;
 };
 
 } // namespace mikv

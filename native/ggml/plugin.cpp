@@ -18,7 +18,9 @@ const char *       get_name(ggml_backend_reg_t) { return "MIKV"; }
 size_t             get_device_count(ggml_backend_reg_t) { return own_devices.size(); }
 ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t index) { return &own_devices[index]->handle; }
 
-void * inner_proc(ggml_backend_dev_t inner, const char * name) { return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), name); }
+void * inner_proc(ggml_backend_dev_t inner, const char * name) {
+    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), name);
+}
 
 void set_n_threads(ggml_backend_t backend, int n_threads) {
     set_threads(backend, n_threads);
@@ -30,7 +32,8 @@ void set_n_threads(ggml_backend_t backend, int n_threads) {
 
 void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void * data) {
     ggml_backend_t inner = inner_backend(backend);
-    if (auto fn = reinterpret_cast<ggml_backend_set_abort_callback_t>(inner_proc(inner->device, "ggml_backend_set_abort_callback"))) {
+    if (auto fn =
+            reinterpret_cast<ggml_backend_set_abort_callback_t>(inner_proc(inner->device, "ggml_backend_set_abort_callback"))) {
         fn(inner, callback, data);
     }
 }
@@ -40,7 +43,8 @@ ggml_backend_buffer_type_t * extra_types(ggml_backend_dev_t dev) {
     if (!device) {
         return nullptr;
     }
-    auto fn = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(inner_proc(device->inner, "ggml_backend_dev_get_extra_bufts"));
+    auto fn =
+        reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(inner_proc(device->inner, "ggml_backend_dev_get_extra_bufts"));
     return fn ? fn(device->inner) : nullptr;
 }
 
@@ -80,10 +84,12 @@ extern "C" {
 #ifdef _WIN32
 __declspec(dllexport)
 #endif
-ggml_backend_reg_t ggml_backend_init(void) {
+ggml_backend_reg_t
+ggml_backend_init(void) {
     if (std::strcmp(ggml_version(), MIKV_GGML_VERSION) != 0) {
-        GGML_LOG_ERROR("mikv: this library was built for ggml %s and the program has ggml %s: install the mikv_cpp that fits it\n", MIKV_GGML_VERSION,
-                       ggml_version());
+        GGML_LOG_ERROR(
+            "mikv: this library was built for ggml %s and the program has ggml %s: install the mikv_cpp that fits it\n",
+            MIKV_GGML_VERSION, ggml_version());
         return nullptr;
     }
     mikv_config config;

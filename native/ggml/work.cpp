@@ -55,7 +55,7 @@ void commit_unattended(LayerWork & layer) {
         const int64_t stream = ids[begin] / n_cells;
         for (end = begin; end < ids.size() && ids[end] / n_cells == stream; end++) {
         }
-        StepShape shape    = {layer.tensor.index, 1, int(stream), int(end - begin), 0, cache.shape().n_head_kv, true};
+        StepShape shape = {layer.tensor.index, 1, int(stream), int(end - begin), 0, cache.shape().n_head_kv, true};
         if (layer.begins) {
             Step::begin_batch(cache, shape, ids.data() + begin, StepData());
         }
@@ -69,8 +69,8 @@ void commit_unattended(LayerWork & layer) {
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
             cache.index_cells(cache.head(layer.tensor.index, int(stream), h), last, place.data());
             const StagedRows rows = cache.staging().rows(int(begin), int(end - begin), h);
-            commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), rows.k, rows.v, rows.k_stride, rows.v_stride,
-                                place.data(), last, nullptr, 0, 1.0f});
+            commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), rows.k, rows.v,
+                                rows.k_stride, rows.v_stride, place.data(), last, nullptr, 0, 1.0f});
         }
     }
 }
@@ -82,7 +82,8 @@ constexpr int64_t block_rows = 1024; // KV rows that are at hand in floats at a 
 // The rows of a KV tensor around the one that is asked for, read in blocks and written back if they were changed.
 class RowBlocks {
 public:
-    RowBlocks(const KvTensor & tensor, const ggml_tensor * root) : tensor_(tensor), width_(root->ne[0]), n_rows_(root->ne[1] * root->ne[2]) {}
+    RowBlocks(const KvTensor & tensor, const ggml_tensor * root)
+        : tensor_(tensor), width_(root->ne[0]), n_rows_(root->ne[1] * root->ne[2]) {}
     float * row(int64_t i) {
         if (i < first_ || i >= first_ + n_) {
             flush();
@@ -109,7 +110,8 @@ private:
 };
 
 // Calls piece(floats of the KV row from the view's first value on, bytes of the other tensor, values) for each innermost run of the view.
-template <class Piece> void walk_view(const ggml_tensor * view, const ggml_tensor * other, char * bytes, RowBlocks & blocks, const Piece & piece) {
+template <class Piece>
+void walk_view(const ggml_tensor * view, const ggml_tensor * other, char * bytes, RowBlocks & blocks, const Piece & piece) {
     const ggml_tensor * root      = view->view_src ? view->view_src : view;
     const int64_t       row_bytes = int64_t(ggml_row_size(root->type, root->ne[0]));
     const int64_t       per_block = ggml_blck_size(root->type), block_bytes = int64_t(ggml_type_size(root->type));
@@ -117,8 +119,9 @@ template <class Piece> void walk_view(const ggml_tensor * view, const ggml_tenso
     for (int64_t i3 = 0; i3 < view->ne[3]; i3++) {
         for (int64_t i2 = 0; i2 < view->ne[2]; i2++) {
             for (int64_t i1 = 0; i1 < view->ne[1]; i1++) {
-                const int64_t at = int64_t(kv_offset(view)) + i1 * int64_t(view->nb[1]) + i2 * int64_t(view->nb[2]) + i3 * int64_t(view->nb[3]);
-                float *       row = blocks.row(at / row_bytes) + at % row_bytes / block_bytes * per_block;
+                const int64_t at = int64_t(kv_offset(view)) + i1 * int64_t(view->nb[1]) + i2 * int64_t(view->nb[2]) +
+                                   i3 * int64_t(view->nb[3]);
+                float * row = blocks.row(at / row_bytes) + at % row_bytes / block_bytes * per_block;
                 piece(row, bytes + flat * int64_t(other->nb[0]), view->ne[0]);
                 flat += view->ne[0];
             }
@@ -130,7 +133,8 @@ template <class Piece> void walk_view(const ggml_tensor * view, const ggml_tenso
 
 void load_view(const ggml_tensor * view, const ggml_tensor * dst, char * bytes) {
     RowBlocks blocks(*kv_tensor(view), view->view_src ? view->view_src : view);
-    walk_view(view, dst, bytes, blocks, [](const float * row, char * to, int64_t n) { std::memcpy(to, row, size_t(n) * sizeof(float)); });
+    walk_view(view, dst, bytes, blocks,
+              [](const float * row, char * to, int64_t n) { std::memcpy(to, row, size_t(n) * sizeof(float)); });
 }
 
 void store_view(const ggml_tensor * src, const char * bytes, const ggml_tensor * view) {

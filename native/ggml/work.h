@@ -16,22 +16,22 @@ namespace mikv {
 class HostData {
 public:
     explicit HostData(bool foreign) : foreign_(foreign) {}
-    bool foreign() const { return foreign_; }
+    bool   foreign() const { return foreign_; }
     char * at(const ggml_tensor * t) { return foreign_ ? copies_.at(t).data() : static_cast<char *>(t->data); }
-    void   fetch(const ggml_tensor * t);  // foreign: the tensor's bytes now
+    void   fetch(const ggml_tensor * t); // foreign: the tensor's bytes now
     void   room_for(const ggml_tensor * t) { copies_[t].resize(ggml_nbytes(t)); }
     void   deliver(ggml_tensor * t) { ggml_backend_tensor_set(t, copies_.at(t).data(), 0, ggml_nbytes(t)); }
 
 private:
-    bool                                                     foreign_;
+    bool                                                       foreign_;
     std::unordered_map<const ggml_tensor *, std::vector<char>> copies_;
 };
 
 struct Work {
-    std::function<void()>         prepare; // once, when the inputs' bytes are at hand; may be empty
-    std::function<void(int, int)> run;     // (thread, threads)
+    std::function<void()>            prepare; // once, when the inputs' bytes are at hand; may be empty
+    std::function<void(int, int)>    run;     // (thread, threads)
     std::vector<const ggml_tensor *> inputs;
-    ggml_tensor *                 output = nullptr; // delivered to a foreign device afterwards
+    ggml_tensor *                    output = nullptr; // delivered to a foreign device afterwards
 
     std::atomic<int> next{0};
     // Items of this work, whichever thread is free.
@@ -44,15 +44,15 @@ struct Work {
 
 // One layer's rows in a micro-batch: from the first SET_ROWS to its attention, or to the end of the graph.
 struct LayerWork {
-    KvTensor            tensor;          // key or value: layer and cache
-    const ggml_tensor * cells = nullptr; // I64 or I32: where the rows go
-    bool                has_key = false, has_value = false;
-    bool                begins = false;  // the first of its cache in this graph: registers the micro-batch
-    StepShape           shape{};
-    StepData            data;
+    KvTensor              tensor;            // key or value: layer and cache
+    const ggml_tensor *   cells   = nullptr; // I64 or I32: where the rows go
+    bool                  has_key = false, has_value = false;
+    bool                  begins = false; // the first of its cache in this graph: registers the micro-batch
+    StepShape             shape{};
+    StepData              data;
     std::unique_ptr<Step> step;
-    std::vector<int64_t> cell_ids;
-    std::vector<uint16_t> open_mask;     // when the attention has none
+    std::vector<int64_t>  cell_ids;
+    std::vector<uint16_t> open_mask; // when the attention has none
 
     Cache & cache() const { return tensor.buffer->cache(tensor); }
     // Once the rows' cells are read: registers the micro-batch, unless its mask is still to come.

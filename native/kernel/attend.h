@@ -51,7 +51,8 @@ MIKV_FN void plain_score(const HeadView & head, const CellIndex & index, const S
             load_key(head, cell, index.place[cell], buffer);
         }
         for (int row = 0; row < rows.n_rows; row++) {
-            logits[row * logit_stride + cell] = finish_logit(rows, row, cell, plain_dot(rows.q + int64_t(row) * head.k.dim, key, head.k.dim));
+            logits[row * logit_stride + cell] =
+                finish_logit(rows, row, cell, plain_dot(rows.q + int64_t(row) * head.k.dim, key, head.k.dim));
         }
     }
 }

@@ -19,7 +19,7 @@ void rank_recent(void * user, const mikv_policy_query * query, float * priority)
 void rank_random(void * user, const mikv_policy_query * query, float * priority);
 
 int            policy_count();
-const Policy * policy_at(int index);           // null past the end
+const Policy * policy_at(int index);            // null past the end
 const Policy * policy_named(const char * name); // null: unknown
 // Adds or replaces a registered policy; false: the name is taken by a built-in one, empty or too long.
 bool policy_register(const char * name, mikv_policy_fn rank, void * user);

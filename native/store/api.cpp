@@ -10,7 +10,9 @@ using namespace mikv;
 
 namespace {
 
-mikv_status no_cache(uint64_t id) { return fail(MIKV_ERROR_NOT_FOUND, "no cache has id %llu: its context is gone", (unsigned long long) id); }
+mikv_status no_cache(uint64_t id) {
+    return fail(MIKV_ERROR_NOT_FOUND, "no cache has id %llu: its context is gone", (unsigned long long)id);
+}
 
 mikv_status check_place(const Cache & cache, int index, int stream) {
     if (index < 0 || index >= cache.shape().n_layer) {
@@ -30,8 +32,10 @@ mikv_status check_cells(const Cache & cache, int first, int n) {
 }
 
 mikv_status check_row(int dim, int group, int bits, int refined_bits) {
-    if ((group != 32 && group != 64) || dim < group || dim % group || bits < 2 || bits > 4 || refined_bits < bits || refined_bits > 8 || refined_bits == 7) {
-        return fail(MIKV_ERROR_ARGUMENT, "no codec for %d values in groups of %d with %d and %d bits", dim, group, bits, refined_bits);
+    if ((group != 32 && group != 64) || dim < group || dim % group || bits < 2 || bits > 4 || refined_bits < bits ||
+        refined_bits > 8 || refined_bits == 7) {
+        return fail(MIKV_ERROR_ARGUMENT, "no codec for %d values in groups of %d with %d and %d bits", dim, group, bits,
+                    refined_bits);
     }
     return MIKV_OK;
 }
@@ -67,7 +71,9 @@ const char * mikv_policy_name(int32_t index) {
 
 mikv_status mikv_policy_register(const char * name, mikv_policy_fn fn, void * user) {
     if (!policy_register(name, fn, user)) {
-        return fail(MIKV_ERROR_ARGUMENT, "policy \"%s\" cannot be registered: use a name of 1 to 31 characters that is not built in", name ? name : "");
+        return fail(MIKV_ERROR_ARGUMENT,
+                    "policy \"%s\" cannot be registered: use a name of 1 to 31 characters that is not built in",
+                    name ? name : "");
     }
     return succeed();
 }
@@ -80,7 +86,8 @@ const char * mikv_kernel_name(int32_t index) {
 const char * mikv_kernel_selected(void) { return kernels().name; }
 
 mikv_status mikv_kernel_select(const char * name) {
-    return kernels_select(name) ? succeed() : fail(MIKV_ERROR_NOT_FOUND, "this machine or build has no kernel set \"%s\"", name);
+    return kernels_select(name) ? succeed()
+                                : fail(MIKV_ERROR_NOT_FOUND, "this machine or build has no kernel set \"%s\"", name);
 }
 
 mikv_status mikv_cache_stats(uint64_t id, mikv_stats * stats) {
@@ -184,7 +191,8 @@ mikv_status mikv_cache_copy_stream(uint64_t id, int32_t from, int32_t to) {
     return succeed();
 }
 
-mikv_status mikv_cache_read(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n, float * out) {
+mikv_status mikv_cache_read(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n,
+                            float * out) {
     const auto cache = find_cache(id);
     if (!cache) {
         return no_cache(id);
@@ -200,7 +208,8 @@ mikv_status mikv_cache_read(uint64_t id, int32_t index, int32_t value, int32_t s
     return succeed();
 }
 
-mikv_status mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n, const float * in) {
+mikv_status mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n,
+                             const float * in) {
     const auto cache = find_cache(id);
     if (!cache) {
         return no_cache(id);
@@ -216,8 +225,8 @@ mikv_status mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t 
     return succeed();
 }
 
-mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row, uint32_t * params, uint8_t * base,
-                              uint8_t * refinement) {
+mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row,
+                              uint32_t * params, uint8_t * base, uint8_t * refinement) {
     if (mikv_status status = check_row(dim, group, bits, refined_bits)) {
         return status;
     }
@@ -225,8 +234,8 @@ mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t 
     return succeed();
 }
 
-mikv_status mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint32_t * params, const uint8_t * base,
-                              const uint8_t * refinement, float * row) {
+mikv_status mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint32_t * params,
+                              const uint8_t * base, const uint8_t * refinement, float * row) {
     if (mikv_status status = check_row(dim, group, bits, refined_bits)) {
         return status;
     }

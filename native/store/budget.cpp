@@ -80,7 +80,8 @@ mikv_status check_config(const mikv_config & c) {
         return status;
     }
     if (c.refined_bits < c.k_bits || c.refined_bits < c.v_bits) {
-        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d, below k_bits %d or v_bits %d: raise it", c.refined_bits, c.k_bits, c.v_bits);
+        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d, below k_bits %d or v_bits %d: raise it", c.refined_bits, c.k_bits,
+                    c.v_bits);
     }
     if (c.group != 0 && c.group != 32 && c.group != 64) {
         return fail(MIKV_ERROR_ARGUMENT, "group is %d: use 0 (automatic), 32 or 64", c.group);
@@ -100,10 +101,12 @@ mikv_status check_config(const mikv_config & c) {
         return fail(MIKV_ERROR_ARGUMENT, "refined_share is %g: use 0 to 1", double(c.refined_share));
     }
     if (c.budget_bytes < 0) {
-        return fail(MIKV_ERROR_ARGUMENT, "budget_bytes is %lld: use a positive number of bytes, or 0 for none", (long long) c.budget_bytes);
+        return fail(MIKV_ERROR_ARGUMENT, "budget_bytes is %lld: use a positive number of bytes, or 0 for none",
+                    (long long)c.budget_bytes);
     }
     if (c.head_dim_k < 0 || c.head_dim_v < 0 || c.head_dim_k % 32 || c.head_dim_v % 32) {
-        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", c.head_dim_k, c.head_dim_v);
+        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", c.head_dim_k,
+                    c.head_dim_v);
     }
     if (!std::memchr(c.policy, '\0', sizeof(c.policy)) || !policy_named(c.policy)) {
         return fail(MIKV_ERROR_NOT_FOUND, "unknown policy \"%.31s\": use h2o, recent, random or a registered name", c.policy);
@@ -113,11 +116,12 @@ mikv_status check_config(const mikv_config & c) {
 
 mikv_status check_shape(const mikv_shape & s) {
     if (s.n_layer < 1 || s.n_head_kv < 1 || s.n_cells < 1 || s.n_stream < 1) {
-        return fail(MIKV_ERROR_ARGUMENT, "a cache needs at least one layer, head, cell and stream, not %d, %d, %d, %d", s.n_layer, s.n_head_kv,
-                    s.n_cells, s.n_stream);
+        return fail(MIKV_ERROR_ARGUMENT, "a cache needs at least one layer, head, cell and stream, not %d, %d, %d, %d",
+                    s.n_layer, s.n_head_kv, s.n_cells, s.n_stream);
     }
     if (s.head_dim_k < 32 || s.head_dim_k % 32 || s.head_dim_v < 32 || s.head_dim_v % 32) {
-        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", s.head_dim_k, s.head_dim_v);
+        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", s.head_dim_k,
+                    s.head_dim_v);
     }
     return MIKV_OK;
 }
@@ -131,7 +135,8 @@ mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, Head
     }
     const int group = group_of(config, shape);
     if (shape.head_dim_k % group || shape.head_dim_v % group) {
-        return fail(MIKV_ERROR_UNSUPPORTED, "group %d does not divide head sizes %d and %d: use 0 or 32", group, shape.head_dim_k, shape.head_dim_v);
+        return fail(MIKV_ERROR_UNSUPPORTED, "group %d does not divide head sizes %d and %d: use 0 or 32", group,
+                    shape.head_dim_k, shape.head_dim_v);
     }
     const int least = least_slots(config, shape);
     if (config.budget_bytes == 0) {
@@ -141,8 +146,9 @@ mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, Head
     }
     const int64_t smallest = planned_bytes(layout_with(config, shape, least), shape);
     if (smallest > config.budget_bytes) {
-        return fail(MIKV_ERROR_BUDGET, "a budget of %lld bytes is too small for base, sinks and window of %d cells: give at least %lld bytes",
-                    (long long) config.budget_bytes, shape.n_cells, (long long) smallest);
+        return fail(MIKV_ERROR_BUDGET,
+                    "a budget of %lld bytes is too small for base, sinks and window of %d cells: give at least %lld bytes",
+                    (long long)config.budget_bytes, shape.n_cells, (long long)smallest);
     }
     int low = least, high = shape.n_cells; // the most slots that fit: low always does
     while (low < high) {

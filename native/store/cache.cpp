@@ -75,24 +75,26 @@ void free_exact_of(Head & head, int row) {
     head.state.n_exact--;
 }
 
-mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers, std::shared_ptr<Cache> * out) {
+mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
+                          std::shared_ptr<Cache> * out) {
     HeadLayout layout;
     if (mikv_status status = plan_head(config, shape, &layout)) {
         return status;
     }
     std::shared_ptr<Cache> cache(new Cache);
-    cache->id_          = ++last_id;
-    cache->shape_       = shape;
-    cache->config_      = applied_config(config, shape, layout);
-    cache->layout_      = layout;
-    cache->policy_      = policy_named(config.policy);
-    cache->layers_      = std::move(layers);
-    const size_t heads  = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
+    cache->id_               = ++last_id;
+    cache->shape_            = shape;
+    cache->config_           = applied_config(config, shape, layout);
+    cache->layout_           = layout;
+    cache->policy_           = policy_named(config.policy);
+    cache->layers_           = std::move(layers);
+    const size_t heads       = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
     const size_t layer_bytes = layout.total_bytes() * shape.n_stream * shape.n_head_kv;
     for (int i = 0; i < shape.n_layer; i++) {
         cache->memory_.push_back(std::make_unique<Memory>());
         if (!cache->memory_.back()->allocate(layer_bytes)) {
-            return fail(MIKV_ERROR_MEMORY, "%zu bytes of memory for the KV cache are not to be had: use a smaller context or budget",
+            return fail(MIKV_ERROR_MEMORY,
+                        "%zu bytes of memory for the KV cache are not to be had: use a smaller context or budget",
                         layer_bytes * size_t(shape.n_layer));
         }
     }

@@ -25,16 +25,17 @@ struct HeadState {
 
 // One KV head of one layer and stream, with everything that belongs to it.
 struct Head {
-    HeadView   view;
+    HeadView    view;
     HeadState & state;
-    float *    mean_sum;  // [k.dim] sum of the keys stored since the last block got its mean
-    uint8_t *  has_mean;  // [n_blocks]
+    float *     mean_sum; // [k.dim] sum of the keys stored since the last block got its mean
+    uint8_t *   has_mean; // [n_blocks]
 };
 
 class Cache {
 public:
     // layers: llama.cpp's layer numbers, in the order of their index here.
-    static mikv_status create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers, std::shared_ptr<Cache> * cache);
+    static mikv_status create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
+                              std::shared_ptr<Cache> * cache);
 
     uint64_t            id() const { return id_; }
     const mikv_shape &  shape() const { return shape_; }

@@ -73,8 +73,9 @@ void CellTable::mark_seen(const CellBatch & batch) {
 }
 
 void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
-    uint32_t oldest = now_ + 1 - uint32_t(std::min<int64_t>(window, now_)); // if the window's tokens were stored one after another
-    int      n      = 0;
+    uint32_t oldest =
+        now_ + 1 - uint32_t(std::min<int64_t>(window, now_)); // if the window's tokens were stored one after another
+    int n = 0;
     for (int cell = 0; cell < batch.n_kv; cell++) {
         n += holds(cell) && born_[cell] >= oldest && sees(batch, token, cell);
     }

@@ -28,12 +28,12 @@ public:
     void hold(int cell, int sinks);
     void clear();
 
-    int      size() const { return int(born_.size()); }
-    bool     holds(int cell) const { return flags_[cell] & flag_holds; }
-    bool     is_sink(int cell) const { return flags_[cell] & flag_sink; }
-    bool     is_recent(int cell) const { return flags_[cell] & flag_recent; }
-    bool     is_loading(int cell) const { return flags_[cell] & flag_loading; } // came by hold(), and no micro-batch since
-    bool     is_guarded(int cell) const { return flags_[cell] & (flag_sink | flag_recent); }
+    int  size() const { return int(born_.size()); }
+    bool holds(int cell) const { return flags_[cell] & flag_holds; }
+    bool is_sink(int cell) const { return flags_[cell] & flag_sink; }
+    bool is_recent(int cell) const { return flags_[cell] & flag_recent; }
+    bool is_loading(int cell) const { return flags_[cell] & flag_loading; } // came by hold(), and no micro-batch since
+    bool is_guarded(int cell) const { return flags_[cell] & (flag_sink | flag_recent); }
     // No query has seen the cell for a while: removed, or of a sequence that sleeps.
     bool     is_forgotten(int cell) const { return batch_ - seen_[cell] > forgotten_after; }
     uint32_t born(int cell) const { return born_[cell]; }
@@ -47,9 +47,9 @@ public:
     static constexpr uint32_t forgotten_after = 64; // micro-batches
 
 private:
-    static constexpr uint8_t flag_holds  = 1;
-    static constexpr uint8_t flag_sink   = 2;
-    static constexpr uint8_t flag_recent = 4;
+    static constexpr uint8_t flag_holds   = 1;
+    static constexpr uint8_t flag_sink    = 2;
+    static constexpr uint8_t flag_recent  = 4;
     static constexpr uint8_t flag_loading = 8;
 
     void take(int cell, bool sink);
@@ -60,11 +60,11 @@ private:
     std::vector<uint32_t> seen_;
     std::vector<uint8_t>  flags_;
     std::vector<int32_t>  staged_;
-    std::vector<int>      waiting_; // cells with staged_ >= 0
+    std::vector<int>      waiting_;         // cells with staged_ >= 0
     bool                  loading_ = false; // some cell has flag_loading
-    uint32_t              now_    = 0; // tokens stored
-    uint32_t              batch_  = 0; // micro-batches
-    int                   n_held_ = 0;
+    uint32_t              now_     = 0;     // tokens stored
+    uint32_t              batch_   = 0;     // micro-batches
+    int                   n_held_  = 0;
 };
 
 } // namespace mikv

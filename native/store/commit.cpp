@@ -69,7 +69,8 @@ void rank(Cache & cache, const Commit & c, const CellTable & table, std::vector<
         born[i] = rows[i].born;
         mass[i] = rows[i].mass;
     }
-    const mikv_policy_query query = {cache.layer_number(c.index), c.head, n, table.now(), cell.data(), born.data(), mass.data()};
+    const mikv_policy_query query = {
+        cache.layer_number(c.index), c.head, n, table.now(), cell.data(), born.data(), mass.data()};
     cache.policy().rank(cache.policy().user, &query, priority.data());
     for (int i = 0; i < n; i++) {
         rows[i].priority = priority[i] == priority[i] ? priority[i] : 0.0f;

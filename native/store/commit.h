@@ -6,20 +6,20 @@
 namespace mikv {
 
 struct Commit {
-    int             index;   // layer
-    int             stream;
-    int             head;
-    const int *     cells;   // [n]: where the rows go
-    int             n;
-    const float *   k;       // row i at k + i * k_stride
-    const float *   v;
-    int64_t         k_stride;
-    int64_t         v_stride;
-    int32_t *       place;   // [n_place] as by Cache::index_cells; kept current
-    int             n_place; // above every cell of the batch
-    const float *   mass;    // [n_mass] attention mass that fell on each cell in this micro-batch, or null: not measured
-    int             n_mass;
-    float           mass_scale; // what it counts, measured on a sample of the queries
+    int           index; // layer
+    int           stream;
+    int           head;
+    const int *   cells; // [n]: where the rows go
+    int           n;
+    const float * k; // row i at k + i * k_stride
+    const float * v;
+    int64_t       k_stride;
+    int64_t       v_stride;
+    int32_t *     place;   // [n_place] as by Cache::index_cells; kept current
+    int           n_place; // above every cell of the batch
+    const float * mass;    // [n_mass] attention mass that fell on each cell in this micro-batch, or null: not measured
+    int           n_mass;
+    float         mass_scale; // what it counts, measured on a sample of the queries
 };
 
 void commit_rows(Cache & cache, const Commit & commit);

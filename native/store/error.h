@@ -9,8 +9,9 @@ namespace mikv {
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((format(printf, 2, 3)))
 #endif
-mikv_status fail(mikv_status status, const char * format, ...);
-mikv_status succeed(); // forgets the last sentence
+mikv_status
+             fail(mikv_status status, const char * format, ...);
+mikv_status  succeed(); // forgets the last sentence
 const char * last_error();
 
 } // namespace mikv

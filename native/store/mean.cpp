@@ -37,8 +37,8 @@ bool replaces_block(const CellTable & table, int block, int n_in_batch) {
 
 } // namespace
 
-void update_means(Head & head, const CellTable & table, const int32_t * place, const int * cells, int n, const float * keys, int64_t stride,
-                  bool renew) {
+void update_means(Head & head, const CellTable & table, const int32_t * place, const int * cells, int n, const float * keys,
+                  int64_t stride, bool renew) {
     const int          dim = head.view.k.dim;
     std::vector<float> own(dim);
     for (int begin = 0, end = 0; begin < n; begin = end) {

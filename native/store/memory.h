@@ -24,8 +24,10 @@ public:
     // Keeps nothing of the old contents.
     bool grow(size_t size_bytes) { return size_bytes <= size_bytes_ || allocate(size_bytes); }
 
-    uint8_t * data() const { return reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(raw_) + alignment - 1) / alignment * alignment); }
-    size_t    size_bytes() const { return size_bytes_; }
+    uint8_t * data() const {
+        return reinterpret_cast<uint8_t *>((reinterpret_cast<uintptr_t>(raw_) + alignment - 1) / alignment * alignment);
+    }
+    size_t size_bytes() const { return size_bytes_; }
 
 private:
     static constexpr size_t alignment = 64;

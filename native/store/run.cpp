@@ -32,18 +32,20 @@ mikv_status check_step(const Cache & cache, int index, const mikv_step & s) {
     if (index < 0 || index >= c.n_layer) {
         return fail(MIKV_ERROR_NOT_FOUND, "layer index %d: this cache has %d layers", index, c.n_layer);
     }
-    if (s.n_stream < 1 || s.first_stream < 0 || s.first_stream + s.n_stream > c.n_stream || s.n_tokens < 1 || s.n_tokens % s.n_stream) {
-        return fail(MIKV_ERROR_ARGUMENT, "%d tokens in streams %d to %d: give each of the cache's %d streams the same number", s.n_tokens, s.first_stream,
-                    s.first_stream + s.n_stream - 1, c.n_stream);
+    if (s.n_stream < 1 || s.first_stream < 0 || s.first_stream + s.n_stream > c.n_stream || s.n_tokens < 1 ||
+        s.n_tokens % s.n_stream) {
+        return fail(MIKV_ERROR_ARGUMENT, "%d tokens in streams %d to %d: give each of the cache's %d streams the same number",
+                    s.n_tokens, s.first_stream, s.first_stream + s.n_stream - 1, c.n_stream);
     }
     if (s.n_kv < 1 || s.n_kv > c.n_cells || s.n_head < 1 || s.n_head % c.n_head_kv) {
-        return fail(MIKV_ERROR_ARGUMENT, "n_kv %d and n_head %d: use up to %d cells and a multiple of %d heads", s.n_kv, s.n_head, c.n_cells, c.n_head_kv);
+        return fail(MIKV_ERROR_ARGUMENT, "n_kv %d and n_head %d: use up to %d cells and a multiple of %d heads", s.n_kv,
+                    s.n_head, c.n_cells, c.n_head_kv);
     }
     const int per_stream = s.n_tokens / s.n_stream;
     for (int i = 0; i < s.n_tokens; i++) {
         const int64_t first = int64_t(s.first_stream + i / per_stream) * c.n_cells;
         if (s.cells[i] < first || s.cells[i] >= first + c.n_cells) {
-            return fail(MIKV_ERROR_ARGUMENT, "cell %lld of token %d lies outside its stream", (long long) s.cells[i], i);
+            return fail(MIKV_ERROR_ARGUMENT, "cell %lld of token %d lies outside its stream", (long long)s.cells[i], i);
         }
     }
     return MIKV_OK;

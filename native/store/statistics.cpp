@@ -77,13 +77,13 @@ mikv_stats Cache::stats() {
         }
     }
     share_mass(mass, &s.mass_exact, &s.mass_refined, &s.mass_base);
-    s.bytes_staging  = int64_t(staging_->size_bytes());
-    s.bytes_scratch  = int64_t(scratch.size_bytes());
-    s.bytes_total    = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
-    s.bytes_f16      = f16_bytes(shape_);
+    s.bytes_staging     = int64_t(staging_->size_bytes());
+    s.bytes_scratch     = int64_t(scratch.size_bytes());
+    s.bytes_total       = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
+    s.bytes_f16         = f16_bytes(shape_);
     const int64_t k_row = layout_.k.base_bytes() + 4 * layout_.k.n_groups();
     const int64_t v_row = layout_.v.base_bytes() + 4 * layout_.v.n_groups();
-    s.bytes_used     = s.tokens * shape_.n_layer * shape_.n_head_kv * (k_row + v_row) +
+    s.bytes_used        = s.tokens * shape_.n_layer * shape_.n_head_kv * (k_row + v_row) +
                    s.rows_refined * (layout_.k.refinement_bytes() + layout_.v.refinement_bytes() + 8) +
                    s.rows_exact * (2 * (layout_.k.dim + layout_.v.dim) + 4);
     s.bytes_used_f16 = s.tokens * shape_.n_layer * shape_.n_head_kv * 2 * (layout_.k.dim + layout_.v.dim);

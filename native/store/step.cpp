@@ -41,7 +41,7 @@ void mask_retained(QueryRows & rows, const CellIndex & index, int n_kv, std::vec
     memory.resize(size_t(rows.n_tokens) * n_kv);
     for (int t = 0; t < rows.n_tokens; t++) {
         for (int cell = 0; cell < n_kv; cell++) {
-            const bool retained = index.place[cell] == place_base && index.staged[cell] < 0;
+            const bool retained             = index.place[cell] == place_base && index.staged[cell] < 0;
             memory[size_t(t) * n_kv + cell] = retained ? uint16_t(0xFC00) : rows.mask[t * rows.mask_stride + cell];
         }
     }
@@ -56,7 +56,8 @@ float alibi_slope(float max_bias, int n_head, int head) {
     }
     const int   n    = 1 << int(std::floor(std::log2(double(n_head))));
     const float base = std::pow(2.0f, -max_bias / float(n));
-    return head < n ? std::pow(base, float(head + 1)) : std::pow(std::pow(2.0f, -max_bias / 2.0f / float(n)), float(2 * (head - n) + 1));
+    return head < n ? std::pow(base, float(head + 1))
+                    : std::pow(std::pow(2.0f, -max_bias / 2.0f / float(n)), float(2 * (head - n) + 1));
 }
 
 } // namespace
@@ -75,7 +76,8 @@ struct Step::Scratch {
     size_t    size_bytes;
 };
 
-Step::Step(Cache & cache, const StepShape & shape, int n_threads) : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)) {}
+Step::Step(Cache & cache, const StepShape & shape, int n_threads)
+    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)) {}
 
 bool Step::few() const { return shape_.n_tokens * group() <= few_rows || shape_.n_tokens == 1; }
 
@@ -86,10 +88,10 @@ int Step::n_chunks() const {
 }
 
 Step::Scratch Step::lay_out() const {
-    Scratch      s;
-    float *      at   = reinterpret_cast<float *>(cache_.scratch.data());
-    float *      base = at;
-    const auto   take = [&at](size_t n) {
+    Scratch    s;
+    float *    at   = reinterpret_cast<float *>(cache_.scratch.data());
+    float *    base = at;
+    const auto take = [&at](size_t n) {
         float * here = at;
         at += padded(n);
         return here;
@@ -97,16 +99,16 @@ Step::Scratch Step::lay_out() const {
     const size_t heads = n_heads(), n_kv = shape_.n_kv;
     const size_t rows   = size_t(shape_.n_tokens) * group();
     const size_t chunks = few() ? n_chunks() : 0;
-    s.place    = reinterpret_cast<int32_t *>(take(heads * n_kv));
-    s.nothing  = reinterpret_cast<int32_t *>(take(n_kv));
-    s.mass     = take(heads * n_kv);
-    s.m        = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
-    s.l        = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
-    s.weights  = take(few() ? heads * rows * n_kv : 0);
-    s.part_m   = take(heads * chunks * rows);
-    s.part_l   = take(heads * chunks * rows);
-    s.part_acc = take(heads * chunks * rows * cache_.shape().head_dim_v);
-    s.size_bytes = size_t(at - base) * sizeof(float);
+    s.place             = reinterpret_cast<int32_t *>(take(heads * n_kv));
+    s.nothing           = reinterpret_cast<int32_t *>(take(n_kv));
+    s.mass              = take(heads * n_kv);
+    s.m                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
+    s.l                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
+    s.weights           = take(few() ? heads * rows * n_kv : 0);
+    s.part_m            = take(heads * chunks * rows);
+    s.part_l            = take(heads * chunks * rows);
+    s.part_acc          = take(heads * chunks * rows * cache_.shape().head_dim_v);
+    s.size_bytes        = size_t(at - base) * sizeof(float);
     return s;
 }
 
@@ -115,14 +117,19 @@ size_t Step::scratch_bytes(const Cache & cache, const StepShape & shape, int n_t
 }
 
 bool Step::reserve() {
-    return cache_.scratch.grow(lay_out().size_bytes) && (!shape_.staged || cache_.staging().reserve(shape_.n_stream * shape_.n_tokens));
+    return cache_.scratch.grow(lay_out().size_bytes) &&
+           (!shape_.staged || cache_.staging().reserve(shape_.n_stream * shape_.n_tokens));
 }
 
 void Step::begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data) {
     for (int s = 0; s < shape.n_stream; s++) {
         const int       stream = shape.first_stream + s;
-        const CellBatch batch  = {cells + int64_t(s) * shape.n_tokens, int64_t(stream) * cache.shape().n_cells,
-                                  data.mask ? data.mask + s * data.mask_stream : nullptr, data.mask_token, shape.n_tokens, shape.n_kv};
+        const CellBatch batch  = {cells + int64_t(s) * shape.n_tokens,
+                                  int64_t(stream) * cache.shape().n_cells,
+                                 data.mask ? data.mask + s * data.mask_stream : nullptr,
+                                  data.mask_token,
+                                  shape.n_tokens,
+                                  shape.n_kv};
         cache.cells(stream).begin(batch, cache.config().sinks, cache.config().window);
     }
 }
@@ -130,7 +137,8 @@ void Step::begin_batch(Cache & cache, const StepShape & shape, const int64_t * c
 void Step::index(int item) {
     const Scratch s      = lay_out();
     const int     stream = item / cache_.shape().n_head_kv, h = item % cache_.shape().n_head_kv;
-    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), shape_.n_kv, s.place + size_t(item) * shape_.n_kv);
+    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), shape_.n_kv,
+                       s.place + size_t(item) * shape_.n_kv);
     std::fill_n(s.mass + size_t(item) * shape_.n_kv, shape_.n_kv, 0.0f);
     if (item == 0) {
         std::fill_n(s.nothing, shape_.n_kv, -1);
@@ -144,15 +152,22 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
         const int query_head = head * g + i;
         slope[i]             = alibi_slope(data_.max_bias, shape_.n_head, query_head);
         for (int t = 0; t < n_tokens; t++) {
-            const float * row = reinterpret_cast<const float *>(data_.q + stream * data_.q_stream_bytes + query_head * data_.q_head_bytes +
-                                                                (first_token + t) * data_.q_token_bytes);
-            float *       to  = q + (size_t(i) * n_tokens + t) * dim;
+            const float * row =
+                reinterpret_cast<const float *>(data_.q + stream * data_.q_stream_bytes + query_head * data_.q_head_bytes +
+                                                (first_token + t) * data_.q_token_bytes);
+            float * to = q + (size_t(i) * n_tokens + t) * dim;
             for (int d = 0; d < dim; d++) {
                 to[d] = row[d] * data_.scale;
             }
         }
     }
-    return {q, slope, data_.mask + stream * data_.mask_stream + first_token * data_.mask_token, data_.mask_token, g * n_tokens, n_tokens, data_.softcap};
+    return {q,
+            slope,
+            data_.mask + stream * data_.mask_stream + first_token * data_.mask_token,
+            data_.mask_token,
+            g * n_tokens,
+            n_tokens,
+            data_.softcap};
 }
 
 StagedRows Step::staged_rows(int stream, int head) const {
@@ -162,7 +177,8 @@ StagedRows Step::staged_rows(int stream, int head) const {
 CellIndex Step::cell_index(int stream, int head) const {
     const Scratch s    = lay_out();
     const int     item = stream * cache_.shape().n_head_kv + head;
-    return {s.place + size_t(item) * shape_.n_kv, shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing};
+    return {s.place + size_t(item) * shape_.n_kv,
+            shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing};
 }
 
 int Step::attend_items() const {
@@ -181,26 +197,28 @@ void Step::attend(int item) {
 }
 
 void Step::attend_chunk(int head_item, int chunk) {
-    const Scratch      s = lay_out();
-    const mikv_shape & c = cache_.shape();
+    const Scratch      s      = lay_out();
+    const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
     const int          rows = g * shape_.n_tokens, n = n_chunks();
     // chunks at multiples of 64 cells, so that kernels meet whole tiles
-    const int          tiles = (shape_.n_kv + 63) / 64;
-    const int          first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
-    float *            q    = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
-    QueryRows          query = gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k));
+    const int tiles = (shape_.n_kv + 63) / 64;
+    const int first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
+    float *   q     = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
+    QueryRows query = gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k));
     std::vector<uint16_t> mask;
     if (evicts()) {
         mask_retained(query, cell_index(stream, h), shape_.n_kv, mask);
     }
-    const size_t       part  = size_t(head_item) * n + chunk;
-    const Partial      out   = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
-    kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, first, last,
-                         s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
+    const size_t  part = size_t(head_item) * n + chunk;
+    const Partial out  = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
+    kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+                         staged_rows(stream, h), query, first, last, s.weights + size_t(head_item) * rows * shape_.n_kv,
+                         shape_.n_kv, out);
 }
 
-void Step::write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m, float * final_l) const {
+void Step::write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
+                     float * final_l) const {
     const int dim    = cache_.shape().head_dim_v;
     float     factor = 1.0f;
     if (data_.sinks) { // an attention sink is one more logit without a value
@@ -221,30 +239,31 @@ void Step::write_out(int stream, int query_head, int token, float m, float l, co
 }
 
 void Step::attend_block(int head_item, int block) {
-    const Scratch      s = lay_out();
-    const mikv_shape & c = cache_.shape();
-    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
-    const int          most  = std::max(1, block_rows / g);
-    const int          first = block * most, n = std::min(most, shape_.n_tokens - first), rows = g * n;
-    const size_t       q_size = padded(size_t(rows) * c.head_dim_k), row_size = padded(rows);
-    float *            q      = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * c.head_dim_v + 16);
-    float *            slope  = q + q_size;
-    QueryRows          query  = gather(stream, h, first, n, q, slope);
+    const Scratch         s      = lay_out();
+    const mikv_shape &    c      = cache_.shape();
+    const int             stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
+    const int             most  = std::max(1, block_rows / g);
+    const int             first = block * most, n = std::min(most, shape_.n_tokens - first), rows = g * n;
+    const size_t          q_size = padded(size_t(rows) * c.head_dim_k), row_size = padded(rows);
+    float *               q     = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * c.head_dim_v + 16);
+    float *               slope = q + q_size;
+    QueryRows             query = gather(stream, h, first, n, q, slope);
     std::vector<uint16_t> mask;
     if (evicts()) {
         mask_retained(query, cell_index(stream, h), shape_.n_kv, mask);
     }
-    const Partial      out    = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
-    kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, 0,
-                          shape_.n_kv, out);
+    const Partial out = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
+    kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+                          staged_rows(stream, h), query, 0, shape_.n_kv, out);
     for (int row = 0; row < rows; row++) {
-        write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * c.head_dim_v, s.m, s.l);
+        write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * c.head_dim_v, s.m,
+                  s.l);
     }
 }
 
 void Step::merge_chunks(int head_item) {
-    const Scratch      s = lay_out();
-    const mikv_shape & c = cache_.shape();
+    const Scratch      s      = lay_out();
+    const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
     const int          rows = group() * shape_.n_tokens, n = n_chunks(), dim = c.head_dim_v, tiles = (shape_.n_kv + 63) / 64;
     std::vector<float> acc(dim);
@@ -269,7 +288,8 @@ void Step::merge_chunks(int head_item) {
         write_out(stream, query_head, token, m, l, acc.data(), s.m, s.l);
         const size_t final_at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
         for (int chunk = 0; chunk < n && s.l[final_at] > 0.0f; chunk++) {
-            const int    first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
+            const int first = std::min(shape_.n_kv, tiles * chunk / n * 64),
+                      last  = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
             const size_t at = part(chunk);
             if (s.part_l[at] > 0.0f) {
                 kernels().add_scaled(s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + first,
@@ -291,11 +311,13 @@ int Step::probe_token(int i) const {
     return int(int64_t(shape_.n_tokens - (n - before)) * i / before);
 }
 
-int Step::probe_items() const { return few() || !shape_.staged ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk); }
+int Step::probe_items() const {
+    return few() || !shape_.staged ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk);
+}
 
 void Step::probe(int item) {
-    const Scratch      s = lay_out();
-    const mikv_shape & c = cache_.shape();
+    const Scratch      s         = lay_out();
+    const mikv_shape & c         = cache_.shape();
     const int          head_item = item % n_heads(), chunk = item / n_heads();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group(), n = n_probes(), rows = g * n;
     const int          first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
@@ -315,13 +337,14 @@ void Step::probe(int item) {
             std::copy_n(one.data() + size_t(j) * c.head_dim_k, c.head_dim_k, q + (size_t(j) * n + i) * c.head_dim_k);
         }
     }
-    kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, first, last,
-                    logits - first, width);
+    kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+                    staged_rows(stream, h), query, first, last, logits - first, width);
     for (int row = 0; row < rows; row++) {
         const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + probe_token(row % n);
         if (s.l[at] > 0.0f) {
             kernels().weigh(logits + size_t(row) * width, s.m[at], width);
-            kernels().add_scaled(logits + size_t(row) * width, 1.0f / s.l[at], width, s.mass + size_t(head_item) * shape_.n_kv + first);
+            kernels().add_scaled(logits + size_t(row) * width, 1.0f / s.l[at], width,
+                                 s.mass + size_t(head_item) * shape_.n_kv + first);
         }
     }
 }
@@ -336,8 +359,8 @@ void Step::commit(int head_item) {
 }
 
 void Step::commit_staged(int head_item) {
-    const Scratch      s = lay_out();
-    const mikv_shape & c = cache_.shape();
+    const Scratch      s      = lay_out();
+    const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
     const int64_t      first_cell = int64_t(shape_.first_stream + stream) * c.n_cells;
     std::vector<int>   cells(shape_.n_tokens);
@@ -355,8 +378,9 @@ void Step::commit_staged(int head_item) {
     }
     const StagedRows rows  = staged_rows(stream, h);
     const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(n_probes());
-    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride, rows.v_stride, place,
-                         end, data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale});
+    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v,
+                         rows.k_stride, rows.v_stride, place, end,
+                         data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale});
 }
 
 } // namespace mikv

@@ -10,19 +10,19 @@
 namespace mikv {
 
 struct StepShape {
-    int     index;        // layer
-    int     n_stream;     // streams in the batch, from first_stream on
-    int     first_stream;
-    int     n_tokens;     // per stream
-    int     n_kv;         // cells that attention looks at
-    int     n_head;       // query heads
-    bool    staged;       // this layer's rows of the micro-batch wait in the staging; else attention sees committed rows only
+    int  index;    // layer
+    int  n_stream; // streams in the batch, from first_stream on
+    int  first_stream;
+    int  n_tokens; // per stream
+    int  n_kv;     // cells that attention looks at
+    int  n_head;   // query heads
+    bool staged;   // this layer's rows of the micro-batch wait in the staging; else attention sees committed rows only
 };
 
 struct StepData {
-    const char *     q = nullptr; // f32; strides in bytes
+    const char *     q             = nullptr; // f32; strides in bytes
     int64_t          q_token_bytes = 0, q_head_bytes = 0, q_stream_bytes = 0;
-    const uint16_t * mask = nullptr; // f16, or null: everything is visible; strides in values
+    const uint16_t * mask       = nullptr; // f16, or null: everything is visible; strides in values
     int64_t          mask_token = 0, mask_stream = 0;
     const float *    sinks = nullptr; // [n_head] or null
     float *          out   = nullptr; // [n_stream][n_tokens][n_head][head_dim_v]
@@ -66,7 +66,8 @@ private:
     void       attend_chunk(int head_item, int chunk);
     void       attend_block(int head_item, int block);
     void       merge_chunks(int head_item);
-    void       write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m, float * final_l) const;
+    void       write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
+                         float * final_l) const;
     void       commit_staged(int head_item);
 
     Cache &         cache_;

@@ -92,7 +92,8 @@ void Cache::write(int index, bool value, int stream, int first_cell, int n, cons
         std::vector<float> keys; // compact: as update_means wants them
         for (int i = 0; i < n; i++) {
             const int cell = first_cell + i;
-            if (table.holds(cell) && (adopt || !unchanged(w.head.view, value, cell, place[cell], w.rows + i * w.stride, buffer.data()))) {
+            if (table.holds(cell) &&
+                (adopt || !unchanged(w.head.view, value, cell, place[cell], w.rows + i * w.stride, buffer.data()))) {
                 changed.push_back(cell);
                 if (!value) {
                     keys.insert(keys.end(), w.rows + i * w.stride, w.rows + i * w.stride + dim);

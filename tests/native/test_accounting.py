@@ -62,7 +62,7 @@ def test_layers_add_up(config, shape):
     ("shape", "most"), [(Shape(30, 3, 8192, 1, 64, 64), 0.245), (Shape(28, 2, 8192, 1, 128, 128), 0.24)], ids=("64", "128")
 )
 def test_a_fifth_refined_takes_a_quarter_of_f16(shape, most):
-    """The bar: 20 % refined to 8 bits, the rest at 2, all metadata included; the staging of a micro-batch of 512 adds at most 0.25 %."""
+    """The bar: 20 % refined to 8 bits, the rest at 2, all metadata included; staging (512 tokens) adds at most 0.25 %."""
     with NativeCache(PAPER, shape) as cache:
         cache.step(0, Scene(shape).step([0] * 512))
         stats = cache.stats()

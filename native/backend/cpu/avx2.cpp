@@ -33,7 +33,6 @@ struct Avx2 {
     static F    max(F a, F b) { return _mm256_max_ps(a, b); }
     static F    magnitude(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
     static F    round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    static F    truncate(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
     static M    less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
     static M    equal(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
     static F    select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
@@ -60,8 +59,8 @@ struct Avx2 {
 
     // params of `width` neighbouring cells
     static void params(const uint32_t * p, F & range, F & low) {
-        const __m256i halves = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6,
-                                                7, 10, 11, 14, 15);
+        const __m256i halves = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13,
+                                                2, 3, 6, 7, 10, 11, 14, 15);
         const __m256i both   = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), halves);
         const __m256i apart  = _mm256_permute4x64_epi64(both, 0xD8);
         range                = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
@@ -70,15 +69,17 @@ struct Avx2 {
 
     // The low bytes of the numbers, rounded towards zero.
     static void store_truncated(void * to, F a) {
-        const __m256i low  = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1,
-                                              -1, -1, -1, -1, -1, -1, -1, -1);
+        const __m256i low  = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
+                                              -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
         const __m256i each = _mm256_shuffle_epi8(_mm256_cvttps_epi32(a), low);
-        _mm_storel_epi64(static_cast<__m128i *>(to), _mm_unpacklo_epi32(_mm256_castsi256_si128(each), _mm256_extracti128_si256(each, 1)));
+        _mm_storel_epi64(static_cast<__m128i *>(to),
+                         _mm_unpacklo_epi32(_mm256_castsi256_si128(each), _mm256_extracti128_si256(each, 1)));
     }
 
     // Bit i: x[i] < limit.
     static uint32_t below(const int32_t * x, int32_t limit) {
-        const __m256i less = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
+        const __m256i less =
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), _mm256_loadu_si256(reinterpret_cast<const __m256i *>(x)));
         return uint32_t(_mm256_movemask_ps(_mm256_castsi256_ps(less)));
     }
 
@@ -103,11 +104,12 @@ struct Avx2 {
             int64_t eight;
             memcpy(&eight, x, 8);
             const B first = _mm256_setr_epi64x(0, p, 2 * p, 3 * p);
-            bits          = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_add_epi64(first, _mm256_set1_epi64x(4 * p * j)));
+            bits = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_add_epi64(first, _mm256_set1_epi64x(4 * p * j)));
         } else {
             int32_t four;
             memcpy(&four, x, 4);
-            bits = _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
+            bits =
+                _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
         }
         return _mm256_and_si256(bits, mask);
     }
@@ -163,12 +165,14 @@ struct Avx2 {
     // words[k], lane i: bytes 4 * k .. 4 * k + 4 of row(i).
     template <int n_words, class Row> static void load_cells(const Row & row, I * words) {
         if constexpr (n_words == 1) {
-            words[0] = _mm256_setr_epi32(load_4(row(0)), load_4(row(1)), load_4(row(2)), load_4(row(3)), load_4(row(4)), load_4(row(5)),
-                                         load_4(row(6)), load_4(row(7)));
+            words[0] = _mm256_setr_epi32(load_4(row(0)), load_4(row(1)), load_4(row(2)), load_4(row(3)), load_4(row(4)),
+                                         load_4(row(5)), load_4(row(6)), load_4(row(7)));
         } else if constexpr (n_words == 2) {
-            const __m128i a = _mm_unpacklo_epi64(load_8(row(0)), load_8(row(1))), b = _mm_unpacklo_epi64(load_8(row(2)), load_8(row(3)));
-            const __m128i c = _mm_unpacklo_epi64(load_8(row(4)), load_8(row(5))), d = _mm_unpacklo_epi64(load_8(row(6)), load_8(row(7)));
-            const __m256  even = _mm256_castsi256_ps(pair(a, c)), odd = _mm256_castsi256_ps(pair(b, d));
+            const __m128i a   = _mm_unpacklo_epi64(load_8(row(0)), load_8(row(1))),
+                          b   = _mm_unpacklo_epi64(load_8(row(2)), load_8(row(3)));
+            const __m128i c   = _mm_unpacklo_epi64(load_8(row(4)), load_8(row(5))),
+                          d   = _mm_unpacklo_epi64(load_8(row(6)), load_8(row(7)));
+            const __m256 even = _mm256_castsi256_ps(pair(a, c)), odd = _mm256_castsi256_ps(pair(b, d));
             words[0] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0x88));
             words[1] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0xDD));
         } else {

@@ -13,7 +13,8 @@ namespace mikv {
 
 namespace {
 
-// Conversions go by halves, and some odd ways are taken, where emulation (SIMDe 0.7.4) has no other; none is in an inner loop.
+// Conversions between bytes, integers and floats go by halves, for emulation (SIMDe 0.7.4) has no others. Only that of load_codes
+// is in an inner loop.
 struct Avx512 {
     using F = __m512;
     using I = __m512i;
@@ -37,7 +38,6 @@ struct Avx512 {
     static F    max(F a, F b) { return _mm512_max_ps(a, b); }
     static F    magnitude(F a) { return _mm512_abs_ps(a); }
     static F    round(F a) { return _mm512_roundscale_ps(a, 0x08); }
-    static F    truncate(F a) { return _mm512_roundscale_ps(a, 0x0B); }
     static M    less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
     static M    equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
     static F    select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
@@ -48,7 +48,8 @@ struct Avx512 {
     static F      pair(__m256 low, __m256 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
     static I      pair(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
     static I      four(__m128i a, __m128i b, __m128i c, __m128i d) {
-        return pair(_mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1), _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1));
+        return pair(_mm256_inserti128_si256(_mm256_castsi128_si256(a), b, 1),
+                         _mm256_inserti128_si256(_mm256_castsi128_si256(c), d, 1));
     }
 
     static float sum(F a) {
@@ -89,11 +90,14 @@ struct Avx512 {
         _mm_storeu_si128(static_cast<__m128i *>(to), _mm512_castsi512_si128(all));
     }
 
-    static uint32_t below(const int32_t * x, int32_t limit) { return _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(limit), _mm512_loadu_si512(x)); }
+    static uint32_t below(const int32_t * x, int32_t limit) {
+        return _mm512_cmpgt_epi32_mask(_mm512_set1_epi32(limit), _mm512_loadu_si512(x));
+    }
 
     static F load_codes(const uint8_t * x) {
         const __m128i some = load_16(x);
-        return pair(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(some)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))));
+        return pair(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(some)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))));
     }
 
     static B    load_bytes(const void * x) { return _mm512_load_si512(x); }
@@ -112,7 +116,8 @@ struct Avx512 {
         } else if constexpr (stride == 8) {
             int64_t eight;
             memcpy(&eight, x, 8);
-            bits = _mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_setr_epi64(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
+            bits =
+                _mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_setr_epi64(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
         } else {
             bits = _mm512_srlv_epi32(_mm512_set1_epi32(load_4(x)),
                                      _mm512_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p, 0, 0, 0, 0, 0, 0, 0, 0));
@@ -124,7 +129,8 @@ struct Avx512 {
 
     template <int k> static F byte_floats(B a) {
         const __m128i some = _mm512_extracti32x4_epi32(a, k);
-        return pair(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(some)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))));
+        return pair(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(some)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(some, 8))));
     }
 
     // --- lanes of four codes ---

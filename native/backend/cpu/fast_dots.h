@@ -43,7 +43,8 @@ template <class Isa, int group, int n, class Row> static inline void load_cells(
 
 template <class Isa, int group, int n, int word> static inline typename Isa::I cells_word(const typename Isa::I * planes) {
     constexpr int p = Planes<n>::top, rest = Planes<n>::rest, n_words = group * p / 32;
-    const auto    bits = Isa::mask(Isa::template shift<p *(word / n_words) - rest>(planes[word % n_words]), ((1 << p) - 1) << rest);
+    const auto    bits =
+        Isa::mask(Isa::template shift<p *(word / n_words) - rest>(planes[word % n_words]), ((1 << p) - 1) << rest);
     if constexpr (rest > 0) {
         return Isa::either(bits, cells_word<Isa, group, rest, word>(planes + n_words));
     } else {
@@ -73,9 +74,9 @@ struct Dots {
 
 // most: the largest code.
 template <class Isa, int M, int N, int most> static inline void dots(Dots x) {
-    using I              = typename Isa::I;
-    constexpr int S      = 2; // steps at once: their codes in registers, then row by row
-    constexpr int steps  = Isa::dot_steps(most) / S * S; // that a sum can take
+    using I             = typename Isa::I;
+    constexpr int S     = 2;                            // steps at once: their codes in registers, then row by row
+    constexpr int steps = Isa::dot_steps(most) / S * S; // that a sum can take
     for (int k = 0; k < x.depth; k += steps) {
         const int end = k + steps < x.depth ? k + steps : x.depth;
         I         sum[M][N];

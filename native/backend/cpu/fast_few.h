@@ -17,8 +17,8 @@ template <class Isa> struct FewRows {
 };
 
 template <class Isa>
-static void attend_few(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
-                       int last, float * weights, int64_t weight_stride, const Partial & out) {
+static void attend_few(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows,
+                       int first, int last, float * weights, int64_t weight_stride, const Partial & out) {
     FewRows<Isa> few{{head, index, staged, rows}, {head, index, staged, rows.n_rows, weights, weight_stride, out.acc}};
     reserve(few);
     few.scorer.begin();

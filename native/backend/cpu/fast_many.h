@@ -22,7 +22,7 @@ template <class Isa> struct ManyRows {
     const CellIndex &  index;
     const StagedRows & staged;
     const QueryRows &  rows;
-    int                n_blocks = 0      ; // this and what follows: set by lay_out()
+    int                n_blocks = 0;       // this and what follows: set by lay_out()
     float *            q        = nullptr; // [n_blocks][k.dim][block_rows]
     float *            acc      = nullptr; // [n_blocks][v.dim][block_rows]
     float *            m        = nullptr; // [n_blocks][block_rows]
@@ -89,7 +89,7 @@ template <class Isa> struct ManyRows {
         const int k_dim = head.k.dim, v_dim = head.v.dim;
         halves_to_floats<Isa>(head.k_mean + int64_t(tile.first / block_cells) * k_dim, k_dim, mean);
         for (int i = 0; i < tile.n; i++) {
-            const int     cell = tile.first + i;
+            const int     cell  = tile.first + i;
             const int32_t place = index.place[cell], row = index.staged[cell];
             float *       k = keys + i * row_size(k_dim);
             float *       v = values + i * row_size(v_dim);
@@ -139,11 +139,15 @@ template <class Isa> struct ManyRows {
 
     void add_block(const Tile & tile, int block) {
         const int k_dim = head.k.dim, v_dim = head.v.dim;
-        multiply({keys, row_size(k_dim), 1, q + size_t(block) * k_dim * block_rows, block_rows, k_dim, logits, block_rows, false}, tile.n);
+        multiply(
+            {keys, row_size(k_dim), 1, q + size_t(block) * k_dim * block_rows, block_rows, k_dim, logits, block_rows, false},
+            tile.n);
         for (int j = 0; j < n_vectors; j++) {
             finish(tile, block, j);
         }
-        multiply({values, 1, row_size(v_dim), logits, block_rows, tile.n, acc + size_t(block) * v_dim * block_rows, block_rows, true}, v_dim);
+        multiply({values, 1, row_size(v_dim), logits, block_rows, tile.n, acc + size_t(block) * v_dim * block_rows, block_rows,
+                  true},
+                 v_dim);
     }
 
     // Any number of rows of c. Multiples of 32 end without single rows: 8 = 4 + 4, not 6 + 1 + 1.
@@ -172,7 +176,7 @@ template <class Isa> struct ManyRows {
         float *       x      = logits + j * width;
         const float * hidden = mask + at;
         const F       slopes = Isa::load(slope + at), old = Isa::load(m + at);
-        F             top    = old;
+        F             top = old;
         for (int i = 0; i < tile.n; i++) {
             F logit = Isa::load(x + i * block_rows);
             if (!tile.clear || rows.softcap > 0.0f) {
@@ -217,8 +221,8 @@ template <class Isa> struct ManyRows {
 };
 
 template <class Isa>
-static void attend_many(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
-                        int last, const Partial & out) {
+static void attend_many(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows,
+                        int first, int last, const Partial & out) {
     ManyRows<Isa> many{head, index, staged, rows};
     reserve(many);
     many.begin();

@@ -30,22 +30,34 @@ template <class Work> static void reserve(Work & work) {
     work.lay_out(scratch);
 }
 
-template <int n> struct Number { static constexpr int value = n; };
+template <int n> struct Number {
+    static constexpr int value = n;
+};
 
-template <class Work, int... i> static inline void each_of(std::integer_sequence<int, i...>, const Work & work) { (work(Number<i>{}), ...); }
+template <class Work, int... i> static inline void each_of(std::integer_sequence<int, i...>, const Work & work) {
+    (work(Number<i>{}), ...);
+}
 
 // work(Number<i>) for i = 0 .. n - 1, without a loop.
-template <int n, class Work> static inline void each_below(const Work & work) { each_of(std::make_integer_sequence<int, n>{}, work); }
+template <int n, class Work> static inline void each_below(const Work & work) {
+    each_of(std::make_integer_sequence<int, n>{}, work);
+}
 
 // Calls work(Number<n>), so that what it does is compiled for every number of bits.
 template <class Work> static inline void with_bits(int n, const Work & work) {
     switch (n) {
-        case 1: return work(Number<1>{});
-        case 2: return work(Number<2>{});
-        case 3: return work(Number<3>{});
-        case 4: return work(Number<4>{});
-        case 5: return work(Number<5>{});
-        default: return work(Number<6>{});
+    case 1:
+        return work(Number<1>{});
+    case 2:
+        return work(Number<2>{});
+    case 3:
+        return work(Number<3>{});
+    case 4:
+        return work(Number<4>{});
+    case 5:
+        return work(Number<5>{});
+    default:
+        return work(Number<6>{});
     }
 }
 
@@ -77,8 +89,8 @@ template <class Isa> static inline typename Isa::F exp_of(typename Isa::F x) {
 }
 
 template <class Isa> static inline typename Isa::F tanh_of(typename Isa::F x) {
-    using F        = typename Isa::F;
-    const F one    = Isa::set(1.0f), two = Isa::set(2.0f);
+    using F     = typename Isa::F;
+    const F one = Isa::set(1.0f), two = Isa::set(2.0f);
     const F square = Isa::mul(x, x);
     // 1 - 2 / (exp(2 x) + 1) cancels near 0; there the series to x^9 is exact to f32
     const F far = Isa::sub(one, Isa::div(two, Isa::add(exp_of<Isa>(Isa::mul(two, x)), one)));
@@ -108,7 +120,8 @@ static inline typename Isa::F masked_by(typename Isa::F logit, typename Isa::F m
 }
 
 // Ranges and minima of `width` neighbouring cells, of which n can be read.
-template <class Isa> static inline void read_params(const uint32_t * params, int n, typename Isa::F & range, typename Isa::F & low) {
+template <class Isa>
+static inline void read_params(const uint32_t * params, int n, typename Isa::F & range, typename Isa::F & low) {
     uint32_t some[Isa::width] = {0};
     if (n < Isa::width) {
         for (int i = 0; i < n; i++) {
@@ -121,10 +134,10 @@ template <class Isa> static inline void read_params(const uint32_t * params, int
 
 // Logits to weights in place; returns their sum.
 template <class Isa> static inline float weigh_sum(float * x, float m, int n) {
-    using F   = typename Isa::F;
+    using F     = typename Isa::F;
     const F top = Isa::set(m);
-    F   sum = Isa::set(0.0f);
-    int i   = 0;
+    F       sum = Isa::set(0.0f);
+    int     i   = 0;
     for (; i + Isa::width <= n; i += Isa::width) {
         const F weight = weight_of<Isa>(Isa::load(x + i), top);
         Isa::store(x + i, weight);

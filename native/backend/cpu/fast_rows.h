@@ -19,12 +19,18 @@ template <class Isa, int group, int n> static inline typename Isa::B group_codes
 
 template <class Isa, int group> static inline typename Isa::B group_codes(int n, const uint8_t * x, int j) {
     switch (n) {
-        case 1: return group_codes<Isa, group, 1>(x, j);
-        case 2: return group_codes<Isa, group, 2>(x, j);
-        case 3: return group_codes<Isa, group, 3>(x, j);
-        case 4: return group_codes<Isa, group, 4>(x, j);
-        case 5: return group_codes<Isa, group, 5>(x, j);
-        default: return group_codes<Isa, group, 6>(x, j);
+    case 1:
+        return group_codes<Isa, group, 1>(x, j);
+    case 2:
+        return group_codes<Isa, group, 2>(x, j);
+    case 3:
+        return group_codes<Isa, group, 3>(x, j);
+    case 4:
+        return group_codes<Isa, group, 4>(x, j);
+    case 5:
+        return group_codes<Isa, group, 5>(x, j);
+    default:
+        return group_codes<Isa, group, 6>(x, j);
     }
 }
 
@@ -39,18 +45,17 @@ static inline void each_code(const RowFormat & f, const uint8_t * base, const ui
             codes = Isa::join(codes, f.extra_bits(), group_codes<Isa, group>(f.extra_bits(), refinement, j));
         }
         constexpr int some = group < Isa::chunk ? group : Isa::chunk;
-        each_below<some / Isa::width>([&](auto k) {
-            put(j * Isa::chunk + k.value * Isa::width, Isa::template byte_floats<k.value>(codes));
-        });
+        each_below<some / Isa::width>(
+            [&](auto k) { put(j * Isa::chunk + k.value * Isa::width, Isa::template byte_floats<k.value>(codes)); });
     }
 }
 
 template <class Isa, int group>
 static void decode_groups(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
                           const uint8_t * refinement, float * row) {
-    using F           = typename Isa::F;
-    const int  extra  = refinement ? f.extra_bits() : 0;
-    const int  n      = f.bits + extra;
+    using F         = typename Isa::F;
+    const int extra = refinement ? f.extra_bits() : 0;
+    const int n     = f.bits + extra;
     for (int g = 0; g < f.dim / group; g++) {
         const uint32_t p    = params[g * params_stride];
         const F        step = Isa::set(params_range(p) / float(1 << n)), low = Isa::set(params_min(p)), half = Isa::set(0.5f);

@@ -59,7 +59,7 @@ template <class Isa> struct Scorer {
     const CellIndex &  index;
     const StagedRows & staged;
     const QueryRows &  rows;
-    RoundedQuery       query     = {}; // this and what follows: set by lay_out()
+    RoundedQuery       query     = {};      // this and what follows: set by lay_out()
     float *            logits    = nullptr; // [n_rows][tile_cells], of the tile at work
     float *            mean_dots = nullptr; // [n_rows], with the mean of block `block`
     float *            finer     = nullptr; // [n_rows][tile_cells], of the refined cells
@@ -70,22 +70,22 @@ template <class Isa> struct Scorer {
 
     void lay_out(Scratch & scratch) {
         const size_t n = rows.n_rows, groups = n * head.k.n_groups();
-        query.words    = reinterpret_cast<int8_t *>(scratch.take(n * query_planes * head.k.dim / 4));
-        query.terms    = reinterpret_cast<GroupTerms *>(scratch.take(groups * sizeof(GroupTerms) / 4));
-        logits         = scratch.take(n * tile_cells);
-        mean_dots      = scratch.take(n);
-        finer          = scratch.take(n * tile_cells);
-        nothing        = scratch.take(n + tile_cells);
-        key            = scratch.take(head.k.dim);
-        codes          = reinterpret_cast<uint8_t *>(scratch.take(size_t(tile_cells) * head.k.group / 4));
+        query.words = reinterpret_cast<int8_t *>(scratch.take(n * query_planes * head.k.dim / 4));
+        query.terms = reinterpret_cast<GroupTerms *>(scratch.take(groups * sizeof(GroupTerms) / 4));
+        logits      = scratch.take(n * tile_cells);
+        mean_dots   = scratch.take(n);
+        finer       = scratch.take(n * tile_cells);
+        nothing     = scratch.take(n + tile_cells);
+        key         = scratch.take(head.k.dim);
+        codes       = reinterpret_cast<uint8_t *>(scratch.take(size_t(tile_cells) * head.k.group / 4));
     }
 
     void begin() {
-        const RowFormat & f     = head.k;
-        const float       mid   = float((1 << f.bits) - 1) * 0.5f;
+        const RowFormat & f         = head.k;
+        const float       mid       = float((1 << f.bits) - 1) * 0.5f;
         const float       finer_mid = float((1 << f.extra_bits()) - 1) * 0.5f;
         memset(nothing, 0, (size_t(rows.n_rows) + tile_cells) * sizeof(float));
-            for (int g = 0; g < f.n_groups(); g++) {
+        for (int g = 0; g < f.n_groups(); g++) {
             for (int row = 0; row < rows.n_rows; row++) {
                 const size_t  at      = size_t(g) * rows.n_rows + row;
                 const float * q       = rows.q + int64_t(row) * f.dim + g * f.group;
@@ -128,7 +128,7 @@ template <class Isa> struct Scorer {
 
     // to[row][cell] = (to or, for group 0, begin[row]) + low * sum(q) + step * (q . codes + offset), for all rows.
     template <int group, int bits>
-    void add_group(int g, const Cells & cells, float GroupTerms::*offset, const float * begin, float * to) {
+    void add_group(int g, const Cells & cells, float GroupTerms::* offset, const float * begin, float * to) {
         constexpr int code_row = group * width; // bytes of a vector of cells
         const int     n        = (cells.n + width - 1) / width;
         for (int v = 0; v < n; v++) {
@@ -142,8 +142,8 @@ template <class Isa> struct Scorer {
             alignas(64) int32_t sums[query_planes][M][tile_cells];
             for (int plane = 0; plane < query_planes; plane++) {
                 const int8_t * plane_words = words + (int64_t(first) * query_planes + plane) * group;
-                Dots           x{codes, code_row, plane_words, query_planes * group, head.k.group / 4, sums[plane][0], tile_cells};
-                int            v = 0;
+                Dots x{codes, code_row, plane_words, query_planes * group, head.k.group / 4, sums[plane][0], tile_cells};
+                int  v = 0;
                 for (; v + 2 <= n; v += 2, x.codes += 2 * code_row, x.sums += 2 * width) {
                     dots<Isa, M, 2, most>(x);
                 }
@@ -154,7 +154,7 @@ template <class Isa> struct Scorer {
             for (int i = 0; i < M; i++) {
                 const GroupTerms & t     = terms[first + i];
                 const F            shift = Isa::set(t.*offset), sum = Isa::set(t.sum), start = Isa::set(begin[first + i]);
-                float *            x     = to + (first + i) * tile_cells;
+                float *            x = to + (first + i) * tile_cells;
                 for (int c = 0; c < n * width; c += width) {
                     F dot = shift;
                     for (int plane = 0; plane < query_planes; plane++) {
@@ -247,9 +247,9 @@ template <class Isa> struct Scorer {
     // Soft cap, ALiBi and mask of the tile's logits of one row, written to x [tile_cells]; returns the largest.
     float finish(const Tile & tile, int row, float * x) const {
         alignas(64) uint16_t bits[tile_cells];
-        const uint16_t *     mask    = rows.mask + (row % rows.n_tokens) * rows.mask_stride + tile.first;
-        const float *        from    = logits + row * tile_cells;
-        const F              masked  = Isa::set(masked_logit), slope = Isa::set(rows.slope[row / rows.n_tokens]);
+        const uint16_t *     mask   = rows.mask + (row % rows.n_tokens) * rows.mask_stride + tile.first;
+        const float *        from   = logits + row * tile_cells;
+        const F              masked = Isa::set(masked_logit), slope = Isa::set(rows.slope[row / rows.n_tokens]);
         F                    largest = masked;
         if (tile.n < tile_cells) {
             memcpy(bits, mask, tile.n * sizeof(uint16_t));
@@ -305,8 +305,8 @@ template <class Isa> struct Scorer {
 };
 
 template <class Isa>
-static void score(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first, int last,
-                  float * logits, int64_t logit_stride) {
+static void score(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
+                  int last, float * logits, int64_t logit_stride) {
     Scorer<Isa> scorer{head, index, staged, rows};
     reserve(scorer);
     scorer.begin();

@@ -8,8 +8,8 @@
 namespace mikv {
 
 template <class Isa> static constexpr Kernels fast_kernels(const char * name, bool (*runs_here)()) {
-    return {name,           runs_here,       encode_row<Isa>, decode_row<Isa>, score<Isa>, attend_few<Isa>,
-            attend_many<Isa>, weigh<Isa>,    add_scaled<Isa>};
+    return {name,       runs_here,      encode_row<Isa>, decode_row<Isa>, score<Isa>, attend_few<Isa>, attend_many<Isa>,
+            weigh<Isa>, add_scaled<Isa>};
 }
 
 } // namespace mikv

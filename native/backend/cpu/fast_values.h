@@ -130,7 +130,8 @@ template <class Isa> struct ValueSum {
             Isa::store(top + i, largest);
             Isa::store(per_range + i, Isa::select(Isa::less(zero, largest), base, zero));
         }
-        tile.seen = ~bits_below<Isa>(reinterpret_cast<const int32_t *>(top), tile_cells, 1); // a positive float is a positive integer
+        tile.seen =
+            ~bits_below<Isa>(reinterpret_cast<const int32_t *>(top), tile_cells, 1); // a positive float is a positive integer
         if (!tile.seen) {
             return false;
         }
@@ -149,17 +150,35 @@ template <class Isa> struct ValueSum {
         read_codes<group>(tile, g);
         scale_weights(head.v_params + int64_t(g) * head.n_cells + tile.first, tile.n);
         for (int row = 0; row < n_rows;) {
-            const int left = n_rows - row;
-            const int some = left == 7 || left == 8 ? 4 : left < 6 ? left : 6;
-            const WeightedCodes x{scaled + row * tile_cells, tile_cells, codes, row_bytes, tile.n, shared + row,
-                                  acc + int64_t(row) * head.v.dim + g * group, head.v.dim};
+            const int           left = n_rows - row;
+            const int           some = left == 7 || left == 8 ? 4 : left < 6 ? left : 6;
+            const WeightedCodes x{scaled + row * tile_cells,
+                                  tile_cells,
+                                  codes,
+                                  row_bytes,
+                                  tile.n,
+                                  shared + row,
+                                  acc + int64_t(row) * head.v.dim + g * group,
+                                  head.v.dim};
             switch (some) {
-                case 1: add_rows<group, 1>(x); break;
-                case 2: add_rows<group, 2>(x); break;
-                case 3: add_rows<group, 3>(x); break;
-                case 4: add_rows<group, 4>(x); break;
-                case 5: add_rows<group, 5>(x); break;
-                default: add_rows<group, 6>(x); break;
+            case 1:
+                add_rows<group, 1>(x);
+                break;
+            case 2:
+                add_rows<group, 2>(x);
+                break;
+            case 3:
+                add_rows<group, 3>(x);
+                break;
+            case 4:
+                add_rows<group, 4>(x);
+                break;
+            case 5:
+                add_rows<group, 5>(x);
+                break;
+            default:
+                add_rows<group, 6>(x);
+                break;
             }
             row += some;
         }
@@ -194,7 +213,8 @@ template <class Isa> struct ValueSum {
                 const uint8_t * from = refinement + int64_t(index.place[tile.first + tile.refined[i]]) * f.refinement_bytes();
                 uint8_t *       to   = codes + tile.refined[i] * chunks * Isa::chunk;
                 for (int j = 0; j < chunks; j++, to += Isa::chunk) {
-                    Isa::store_bytes(to, Isa::join(Isa::load_bytes(to), bits.value, group_codes<Isa, group, bits.value>(from, j)));
+                    Isa::store_bytes(to,
+                                     Isa::join(Isa::load_bytes(to), bits.value, group_codes<Isa, group, bits.value>(from, j)));
                 }
             }
         });

@@ -23,11 +23,11 @@ struct Kernels {
     void (*score)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
                   int last, float * logits, int64_t logit_stride);
     // attend for few rows (decode): the partial sums, and weights[row * weight_stride + cell] = exp(logit - m), 0 where masked.
-    void (*attend_few)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
-                       int last, float * weights, int64_t weight_stride, const Partial & out);
+    void (*attend_few)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows,
+                       int first, int last, float * weights, int64_t weight_stride, const Partial & out);
     // attend for many rows (prefill): partial sums only.
-    void (*attend_many)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
-                        int last, const Partial & out);
+    void (*attend_many)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows,
+                        int first, int last, const Partial & out);
     // Logits to weights in place: x = exp(x - m), 0 where masked; n values.
     void (*weigh)(float * x, float m, int n);
     // sums[i] += factor * weights[i]
@@ -45,8 +45,8 @@ extern const Kernels neon_kernels;
 
 // Sets that this machine can run, slowest first; the last is the default.
 int             kernels_count();
-const Kernels * kernels_at(int index);            // null past the end
-const Kernels & kernels();                        // the selected set
+const Kernels * kernels_at(int index);             // null past the end
+const Kernels & kernels();                         // the selected set
 bool            kernels_select(const char * name); // null or "auto": the default; false: no such set here
 
 } // namespace mikv

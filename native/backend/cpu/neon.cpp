@@ -38,7 +38,6 @@ struct Neon {
     static F    max(F a, F b) { return vmaxq_f32(a, b); }
     static F    magnitude(F a) { return vabsq_f32(a); }
     static F    round(F a) { return vrndnq_f32(a); }
-    static F    truncate(F a) { return vrndq_f32(a); }
     static M    less(F a, F b) { return vcltq_f32(a, b); }
     static M    equal(F a, F b) { return vceqq_f32(a, b); }
     static F    select(M m, F yes, F no) { return vbslq_f32(m, yes, no); }
@@ -127,7 +126,9 @@ struct Neon {
 
     static constexpr int dot_steps(int) { return 1 << 16; }
     static I             no_dots() { return vdupq_n_s32(0); }
-    static I add_dots(I sum, I codes, I word) { return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(word)); }
+    static I             add_dots(I sum, I codes, I word) {
+        return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(word));
+    }
     static I whole_dots(I sum) { return sum; }
 
     static uint32_t load_4(const uint8_t * x) {
@@ -151,12 +152,14 @@ struct Neon {
                 for (int i = 0; i < 4; i++) {
                     x[i] = vreinterpretq_s32_u8(vld1q_u8(row(i) + 4 * k));
                 }
-                const int64x2_t a = vreinterpretq_s64_s32(vtrn1q_s32(x[0], x[1])), b = vreinterpretq_s64_s32(vtrn2q_s32(x[0], x[1]));
-                const int64x2_t c = vreinterpretq_s64_s32(vtrn1q_s32(x[2], x[3])), d = vreinterpretq_s64_s32(vtrn2q_s32(x[2], x[3]));
-                words[k]     = vreinterpretq_s32_s64(vtrn1q_s64(a, c));
-                words[k + 1] = vreinterpretq_s32_s64(vtrn1q_s64(b, d));
-                words[k + 2] = vreinterpretq_s32_s64(vtrn2q_s64(a, c));
-                words[k + 3] = vreinterpretq_s32_s64(vtrn2q_s64(b, d));
+                const int64x2_t a = vreinterpretq_s64_s32(vtrn1q_s32(x[0], x[1])),
+                                b = vreinterpretq_s64_s32(vtrn2q_s32(x[0], x[1]));
+                const int64x2_t c = vreinterpretq_s64_s32(vtrn1q_s32(x[2], x[3])),
+                                d = vreinterpretq_s64_s32(vtrn2q_s32(x[2], x[3]));
+                words[k]          = vreinterpretq_s32_s64(vtrn1q_s64(a, c));
+                words[k + 1]      = vreinterpretq_s32_s64(vtrn1q_s64(b, d));
+                words[k + 2]      = vreinterpretq_s32_s64(vtrn2q_s64(a, c));
+                words[k + 3]      = vreinterpretq_s32_s64(vtrn2q_s64(b, d));
             }
         }
     }

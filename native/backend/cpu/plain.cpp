@@ -18,19 +18,19 @@ float * thread_buffer(size_t n_floats) {
 
 namespace {
 
-void score(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first, int last,
-           float * logits, int64_t logit_stride) {
+void score(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
+           int last, float * logits, int64_t logit_stride) {
     plain_score(head, index, staged, rows, first, last, logits, logit_stride, thread_buffer(head.k.dim));
 }
 
-void attend_few(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first, int last,
-                float * weights, int64_t weight_stride, const Partial & out) {
+void attend_few(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
+                int last, float * weights, int64_t weight_stride, const Partial & out) {
     plain_attend(head, index, staged, rows, first, last, weights, weight_stride, out,
                  thread_buffer(std::max(head.k.dim, head.v.dim)));
 }
 
-void attend_many(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first, int last,
-                 const Partial & out) {
+void attend_many(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,
+                 int last, const Partial & out) {
     const int64_t n_cells = last - first;
     float *       weights = thread_buffer(rows.n_rows * n_cells + std::max(head.k.dim, head.v.dim));
     plain_attend(head, index, staged, rows, first, last, weights - first, n_cells, out, weights + rows.n_rows * n_cells);
@@ -46,6 +46,7 @@ bool always() { return true; }
 
 } // namespace
 
-const Kernels plain_kernels = {"plain", always, encode_row, decode_row, score, attend_few, attend_many, plain_weigh, add_scaled};
+const Kernels plain_kernels = {"plain",    always,      encode_row,  decode_row, score,
+                               attend_few, attend_many, plain_weigh, add_scaled};
 
 } // namespace mikv

@@ -53,10 +53,10 @@ static inline X86Features x86_features() {
         return {false, false};
     }
     const uint64_t ymm = 0x06, zmm = 0xE6; // SSE and AVX; and opmask and both parts of the 512-bit registers
-    const uint64_t saved   = x86_saved_states();
-    const bool     avx2    = (saved & ymm) == ymm && (seven[ebx] >> 5 & 1);
+    const uint64_t saved      = x86_saved_states();
+    const bool     avx2       = (saved & ymm) == ymm && (seven[ebx] >> 5 & 1);
     const uint32_t f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;
-    const bool     avx512  = (saved & zmm) == zmm && (seven[ebx] & f_dq_bw_vl) == f_dq_bw_vl && (seven[ecx] >> 11 & 1);
+    const bool     avx512     = (saved & zmm) == zmm && (seven[ebx] & f_dq_bw_vl) == f_dq_bw_vl && (seven[ecx] >> 11 & 1);
     return {avx2, avx2 && avx512};
 }
 
