@@ -21,7 +21,7 @@ from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError, M
 if TYPE_CHECKING:
     from mikv_cpp.cache import KVCache, KVStats, LayerStats
     from mikv_cpp.llama import Llama, register_policy
-    from mikv_cpp.native import PolicyQuery
+    from mikv_cpp.native import PolicyQuery, find_library
 
 try:
     __version__ = version("mikv-cpp")
@@ -41,6 +41,7 @@ __all__ = [
     "ModelError",
     "PolicyQuery",
     "StateError",
+    "find_library",
     "register_policy",
 ]
 
@@ -51,6 +52,7 @@ _LATER = {
     "LayerStats": "cache",
     "Llama": "llama",
     "PolicyQuery": "native",
+    "find_library": "native",
     "register_policy": "llama",
 }
 

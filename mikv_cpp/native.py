@@ -68,12 +68,17 @@ class PolicyQuery:
 
 
 def _package_folders() -> list[Path]:
-    """Folders of the package: an editable install has two, the checkout and what CMake installed."""
-    return [Path(folder) for folder in importlib.import_module(__package__ or "mikv_cpp").__path__]
+    """Folders of the package: an editable install has two, the checkout and what CMake installed.
+
+    And where Python runs in a checkout, which it then prefers to the installed package, that package all the same.
+    """
+    own = [Path(folder) for folder in importlib.import_module(__package__ or "mikv_cpp").__path__]
+    installed = [Path(entry) / "mikv_cpp" for entry in sys.path if entry]
+    return own + [folder for folder in installed if folder.is_dir() and folder not in own]
 
 
 def find_library() -> Path:
-    """Path of libggml-mikv: MIKV_LIBRARY, else in the package's lib folder.
+    """Path of libggml-mikv, for programs that load it themselves: MIKV_LIBRARY, else in the package's lib folder.
 
     Raises:
         LibraryError: neither is there.
