@@ -85,6 +85,7 @@ def test_config_bytes_foretells_what_a_working_cache_takes(config, shape):
         assert took <= said <= took + 64 * shape.n_layer * shape.n_stream + 4 * 512 * shape.n_stream
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="skipped: the sanitizer keeps memory of its own")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 def test_the_memory_is_really_that_small():
     """Resident memory of a full cache against what it reports, in a process of its own, where no freed memory waits."""

@@ -8,8 +8,8 @@ namespace mikv {
 
 namespace {
 
-// What the fast kernels ask of an instruction set. Everything in this file stays in this file: code that other files could share
-// must not hold these instructions.
+// What the fast kernels ask of an instruction set. Everything in this file stays in this file: code that other files could
+// share must not hold these instructions.
 struct Avx2 {
     using F = __m256;  // `width` floats
     using I = __m256i; // as many int32

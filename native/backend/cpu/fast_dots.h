@@ -1,6 +1,6 @@
-// Dots of packed keys with small integers. Codes are unpacked so that each 32-bit lane of a vector is a cell and holds four neighbours
-// of its row, which meet the same four integers: a lane is a sum, nothing is ever added across lanes, and shifts and masks that unpack
-// are the same for all of them.
+// Dots of packed keys with small integers. Codes are unpacked so that each 32-bit lane of a vector is a cell and holds four
+// neighbours of its row, which meet the same four integers: a lane is a sum, nothing is ever added across lanes, and shifts and
+// masks that unpack are the same for all of them.
 #pragma once
 
 #include "backend/cpu/fast_math.h"

@@ -1,8 +1,8 @@
 // attend for many rows (prefill): tiles of keys and values are unpacked once and multiplied with all rows, softmax as we go.
 //
-// Everything is transposed, so that a vector holds query rows: logits [cells][rows] = K [cells][dim] * Q^T [dim][rows], softmax down
-// the columns, and sums [dim][rows] += V^T [dim][cells] * weights [cells][rows]. No key or value is ever transposed. The rows are cut
-// into blocks of a few vectors.
+// Everything is transposed, so that a vector holds query rows: logits [cells][rows] = K [cells][dim] * Q^T [dim][rows], softmax
+// down the columns, and sums [dim][rows] += V^T [dim][cells] * weights [cells][rows]. No key or value is ever transposed. The
+// rows are cut into blocks of a few vectors.
 #pragma once
 
 #include "backend/cpu/fast_multiply.h"

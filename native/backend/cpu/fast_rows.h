@@ -97,7 +97,8 @@ template <class Isa> static inline uint32_t fast_group_params(const float * x, i
     return pack_params(lo, hi);
 }
 
-// The planes of n-bit numbers, bits [shift, shift + n) of the codes: eight bytes of a plane at a time, four where it has no more.
+// The planes of n-bit numbers, bits [shift, shift + n) of the codes: eight bytes of a plane at a time, four where it has no
+// more.
 template <class Word> static inline void put_plane(const uint8_t * codes, int group, int p, int shift, uint8_t * to) {
     const int  stride = group * p / 8;
     const Word mask   = Word(0x0101010101010101u) * Word((1 << p) - 1);

@@ -2,7 +2,8 @@
 //
 // With q ~ scale * i (i: int8, one scale for each group), c the codes, mid the middle code, and key = low + (c + 1/2) * step:
 //     q.key = step * (scale * (sum(c * i) - mid * sum(i)) + (mid + 1/2) * sum(q)) + low * sum(q)
-// so what q loses by rounding is multiplied with c - mid, not with c. A refined key adds q.(finer code - its middle) * finer step.
+// so what q loses by rounding is multiplied with c - mid, not with c. A refined key adds q.(finer code - its middle) * finer
+// step.
 #pragma once
 
 #include "backend/cpu/fast_dots.h"
@@ -10,7 +11,8 @@
 
 namespace mikv {
 
-// 1: q as one int8, off by up to 1/254 of its group's largest; 2: another one for what is left, off by 1/65000, a third slower.
+// 1: q as one int8: logits off by 1e-2 rms where they are of order 1. 2: another int8 for what is left: 4e-5, for which scoring
+// takes 1.4 to 1.5 times as long and decode attention 1.15 to 1.25 times (AVX2 on a Zen 3, 4096 and 32768 cells).
 constexpr int query_planes = 1;
 
 struct GroupTerms {

@@ -1,5 +1,5 @@
-// The fast kernels as a kernel set. They are templates over an instruction set, a struct that every set's file defines for itself,
-// so that the algorithm is written once.
+// The fast kernels as a kernel set. They are templates over an instruction set, a struct that every set's file defines for
+// itself, so that the algorithm is written once.
 #pragma once
 
 #include "backend/cpu/fast_few.h"

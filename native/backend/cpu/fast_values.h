@@ -1,7 +1,7 @@
 // The weighted sum of values, a tile of cells and a group at a time.
 //
-// A value is low + (c + 1/2) * step: the codes themselves are multiplied, with weight * step for a weight, and what all values of a
-// group have in common, weight * (low + step / 2), is added once.
+// A value is low + (c + 1/2) * step: the codes themselves are multiplied, with weight * step for a weight, and what all values
+// of a group have in common, weight * (low + step / 2), is added once.
 #pragma once
 
 #include "backend/cpu/fast_rows.h"
@@ -9,7 +9,8 @@
 
 namespace mikv {
 
-// c[i][d] += sum over cells t of weights[i][t] * codes[t][d] + shared[i], for M rows i and N vectors of columns d; codes are bytes.
+// c[i][d] += sum over cells t of weights[i][t] * codes[t][d] + shared[i], for M rows i and N vectors of columns d; codes are
+// bytes.
 struct WeightedCodes {
     const float *   weights;
     int64_t         weight_row;

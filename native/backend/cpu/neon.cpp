@@ -1,4 +1,5 @@
-// Kernel set "neon": 4 lanes, 16 codes to a register, dots of bytes by the dot product extension. avx2.cpp says what each name means.
+// Kernel set "neon": 4 lanes, 16 codes to a register, dots of bytes by the dot product extension. avx2.cpp says what each name
+// means.
 #include <arm_neon.h>
 
 #if defined(__linux__)
