@@ -13,7 +13,7 @@ namespace mikv {
 
 // 1: q as one int8: logits off by 1e-2 rms where they are of order 1. 2: another int8 for what is left: 4e-5, for which scoring
 // takes 1.4 to 1.5 times as long and decode attention 1.15 to 1.25 times (AVX2 on a Zen 3, 4096 and 32768 cells).
-constexpr int query_planes = 1;
+constexpr int query_planes = 2;
 
 struct GroupTerms {
     float scale[query_planes];
