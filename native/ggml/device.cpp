@@ -104,13 +104,6 @@ ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t dev, void * ptr, s
     return inner->iface.buffer_from_host_ptr ? inner->iface.buffer_from_host_ptr(inner, ptr, size, max_tensor_size) : nullptr;
 }
 
-using extra_types_fn = ggml_backend_buffer_type_t * (*)(ggml_backend_dev_t);
-
-extra_types_fn extra_types_of(ggml_backend_dev_t inner) {
-    return reinterpret_cast<extra_types_fn>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), "ggml_backend_dev_get_extra_bufts"));
-}
-
 // Would one of the inner device's extra buffer types (repacked weights) take this matrix? llama.cpp tries a GPU's plain type first and a
 // CPU's last; refusing what repacking would take keeps the CPU's order.
 bool wants_extra_type(Device * device, const ggml_tensor * op) {
@@ -119,11 +112,7 @@ bool wants_extra_type(Device * device, const ggml_tensor * op) {
         weight->buffer->buft != &device->asked) {
         return false;
     }
-    const extra_types_fn types = extra_types_of(device->inner);
-    if (!types) {
-        return false;
-    }
-    for (ggml_backend_buffer_type_t * type = types(device->inner); type && *type; type++) {
+    for (ggml_backend_buffer_type_t * type = extra_buffer_types(*device); type && *type; type++) {
         ggml_backend_buffer_t dummy = ggml_backend_buft_alloc_buffer(*type, 0);
         ggml_tensor           with = *weight, probe = *op;
         with.buffer      = dummy;
@@ -174,6 +163,16 @@ void event_synchronize(ggml_backend_dev_t dev, ggml_backend_event_t event) {
 }
 
 } // namespace
+
+void * inner_proc(ggml_backend_dev_t inner, const char * name) {
+    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), name);
+}
+
+ggml_backend_buffer_type_t * extra_buffer_types(const Device & device) {
+    auto types =
+        reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(inner_proc(device.inner, "ggml_backend_dev_get_extra_bufts"));
+    return types ? types(device.inner) : nullptr;
+}
 
 Device * device_of(ggml_backend_dev_t handle) { return handle && handle->iface.get_name == get_name ? of(handle) : nullptr; }
 

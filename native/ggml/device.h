@@ -44,6 +44,9 @@ struct Device {
 
 Device * device_of(ggml_backend_dev_t handle); // null: not one of ours
 
+void * inner_proc(ggml_backend_dev_t inner, const char * name); // what the inner device's registry offers; null: nothing
+ggml_backend_buffer_type_t * extra_buffer_types(const Device & device); // the inner device's, null-terminated; null: none
+
 // Fills in the interfaces of a device that decorates `inner`.
 void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, int number, const mikv_config & config);
 

@@ -18,10 +18,6 @@ const char *       get_name(ggml_backend_reg_t) { return "MIKV"; }
 size_t             get_device_count(ggml_backend_reg_t) { return own_devices.size(); }
 ggml_backend_dev_t get_device(ggml_backend_reg_t, size_t index) { return &own_devices[index]->handle; }
 
-void * inner_proc(ggml_backend_dev_t inner, const char * name) {
-    return ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), name);
-}
-
 void set_n_threads(ggml_backend_t backend, int n_threads) {
     set_threads(backend, n_threads);
     ggml_backend_t inner = inner_backend(backend);
@@ -40,12 +36,7 @@ void set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, vo
 
 ggml_backend_buffer_type_t * extra_types(ggml_backend_dev_t dev) {
     Device * device = device_of(dev);
-    if (!device) {
-        return nullptr;
-    }
-    auto fn =
-        reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(inner_proc(device->inner, "ggml_backend_dev_get_extra_bufts"));
-    return fn ? fn(device->inner) : nullptr;
+    return device ? extra_buffer_types(*device) : nullptr;
 }
 
 ggml_backend_feature * features(ggml_backend_reg_t) {

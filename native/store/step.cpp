@@ -36,19 +36,6 @@ bool evicts() {
     return on;
 }
 
-// The mask without the cells that are only retained.
-void mask_retained(QueryRows & rows, const CellIndex & index, int n_kv, std::vector<uint16_t> & memory) {
-    memory.resize(size_t(rows.n_tokens) * n_kv);
-    for (int t = 0; t < rows.n_tokens; t++) {
-        for (int cell = 0; cell < n_kv; cell++) {
-            const bool retained             = index.place[cell] == place_base && index.staged[cell] < 0;
-            memory[size_t(t) * n_kv + cell] = retained ? uint16_t(0xFC00) : rows.mask[t * rows.mask_stride + cell];
-        }
-    }
-    rows.mask        = memory.data();
-    rows.mask_stride = n_kv;
-}
-
 // ALiBi slope of a query head (Press et al., arXiv 2108.12409).
 float alibi_slope(float max_bias, int n_head, int head) {
     if (max_bias <= 0.0f) {
@@ -170,6 +157,23 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
             data_.softcap};
 }
 
+QueryRows Step::visible(QueryRows rows, const CellIndex & index, std::vector<uint16_t> & memory) const {
+    if (!evicts()) {
+        return rows;
+    }
+    const int n_kv = shape_.n_kv;
+    memory.resize(size_t(rows.n_tokens) * n_kv);
+    for (int t = 0; t < rows.n_tokens; t++) {
+        for (int cell = 0; cell < n_kv; cell++) {
+            const bool retained             = index.place[cell] == place_base && index.staged[cell] < 0;
+            memory[size_t(t) * n_kv + cell] = retained ? uint16_t(0xFC00) : rows.mask[t * rows.mask_stride + cell];
+        }
+    }
+    rows.mask        = memory.data();
+    rows.mask_stride = n_kv;
+    return rows;
+}
+
 StagedRows Step::staged_rows(int stream, int head) const {
     return shape_.staged ? cache_.staging().rows(stream * shape_.n_tokens, shape_.n_tokens, head) : StagedRows{};
 }
@@ -204,14 +208,12 @@ void Step::attend_chunk(int head_item, int chunk) {
     // chunks at multiples of 64 cells, so that kernels meet whole tiles
     const int tiles = (shape_.n_kv + 63) / 64;
     const int first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
-    float *   q     = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
-    QueryRows query = gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k));
-    std::vector<uint16_t> mask;
-    if (evicts()) {
-        mask_retained(query, cell_index(stream, h), shape_.n_kv, mask);
-    }
-    const size_t  part = size_t(head_item) * n + chunk;
-    const Partial out  = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
+    float *   q = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
+    std::vector<uint16_t> evicted;
+    const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k)),
+                                          cell_index(stream, h), evicted);
+    const size_t          part  = size_t(head_item) * n + chunk;
+    const Partial         out   = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
     kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
                          staged_rows(stream, h), query, first, last, s.weights + size_t(head_item) * rows * shape_.n_kv,
                          shape_.n_kv, out);
@@ -247,12 +249,9 @@ void Step::attend_block(int head_item, int block) {
     const size_t          q_size = padded(size_t(rows) * c.head_dim_k), row_size = padded(rows);
     float *               q     = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * c.head_dim_v + 16);
     float *               slope = q + q_size;
-    QueryRows             query = gather(stream, h, first, n, q, slope);
-    std::vector<uint16_t> mask;
-    if (evicts()) {
-        mask_retained(query, cell_index(stream, h), shape_.n_kv, mask);
-    }
-    const Partial out = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
+    std::vector<uint16_t> evicted;
+    const QueryRows       query = visible(gather(stream, h, first, n, q, slope), cell_index(stream, h), evicted);
+    const Partial         out   = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
     kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
                           staged_rows(stream, h), query, 0, shape_.n_kv, out);
     for (int row = 0; row < rows; row++) {

@@ -61,6 +61,8 @@ private:
     int        n_probes() const;
     int        probe_token(int i) const;
     QueryRows  gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
+    QueryRows  visible(QueryRows rows, const CellIndex & index,
+                       std::vector<uint16_t> & memory) const; // less what the test arm evicts
     StagedRows staged_rows(int stream, int head) const;
     CellIndex  cell_index(int stream, int head) const;
     void       attend_chunk(int head_item, int chunk);
