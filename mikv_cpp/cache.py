@@ -16,10 +16,16 @@ from mikv_cpp.native import Library, Shape
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer's part of KVStats. `n_slots`: refined rows that fit, per KV head; tokens are averaged over KV heads."""
+    """One layer's part of KVStats. `n_slots`: refined tokens that fit; tokens are averaged over KV heads.
+
+    The bits are those of the layer's first KV head.
+    """
 
     layer: int
-    n_slots: int
+    k_bits: int
+    v_bits: int
+    refined_bits: int
+    n_slots: float
     bytes_total: int
     tokens_exact: float
     tokens_refined: float
@@ -175,7 +181,8 @@ class KVCache:
         cache, index, shape = self._places[layer]
         part = self._library.layer_stats(cache, index)
         tokens = {f"tokens_{tier}": part.pop(f"rows_{tier}") / shape.n_head_kv for tier in ("exact", "refined", "base")}
-        return LayerStats(**part, **tokens)
+        n_slots = part.pop("n_slots") / shape.n_head_kv
+        return LayerStats(**part, **tokens, n_slots=n_slots)
 
 
 def _total(parts: Sequence[dict[str, Any]], name: str) -> int:

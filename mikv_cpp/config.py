@@ -18,6 +18,7 @@ MAX_WINDOW = 4096
 #: Policies of the native library; `register_policy` adds names.
 POLICIES = ["h2o", "recent", "random"]
 
+_LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r[4568]|s(0?\.\d+|[01](\.0*)?))+")
 _UNIT_BYTES = {
     "": 1,
     "B": 1,
@@ -82,6 +83,9 @@ class KVConfig:
         window: most recent tokens of a sequence, always refined, 0 to 4096.
         center_keys: subtract the mean key of each block of 128 tokens before quantizing.
         group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it.
+        layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
+            vBITS, rBITS and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are
+            proportions. `python -m mikv_cpp.calibrate` measures such a table for a model.
         budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.
 
     Raises:
@@ -97,6 +101,7 @@ class KVConfig:
     window: int = 64
     center_keys: bool = True
     group: int = 0
+    layers: str = ""
     budget: Union[str, int, None] = None
 
     def __post_init__(self) -> None:
@@ -117,6 +122,9 @@ class KVConfig:
             raise ConfigError(f"refined_share={self.refined_share} is not between 0 and 1: 0.28 refines 28 % of the cells")
         if not isinstance(self.center_keys, bool):
             raise ConfigError(f"center_keys={self.center_keys!r} is neither True nor False")
+        for row in self.layers.split(",") if self.layers else ():
+            if not _LAYER_ROW.fullmatch(row):
+                raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
         if self.policy not in POLICIES:
             raise ConfigError(f"unknown policy {self.policy!r}: use one of {_listed(POLICIES)}, or register_policy() it first")
         if self.budget is not None:

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,6 +226,9 @@ class Library:
             setattr(out, name, getattr(config, name))
         out.center_keys = int(config.center_keys)
         out.policy = config.policy.encode()
+        if config.layers:
+            out.layers = f"table-{zlib.crc32(config.layers.encode()):08x}".encode()
+            self._check(self._lib.mikv_layers_register(self._ffi.string(out.layers), config.layers.encode()))
         out.budget_bytes = budget_bytes
         out.compress_f16 = int(shape is not None and shape.logical_type == "f16")
         out.head_dim_k = shape.head_dim_k if shape else 0

@@ -10,8 +10,8 @@ from native_library import check, ffi, lib
 from mikv_cpp.reference.cache import Config, Shape, Step
 
 
-def native_config(config: Config, budget_bytes: int = 0):
-    """mikv_config with the fields of a reference Config; the others at their defaults."""
+def native_config(config: Config, budget_bytes: int = 0, layers: str = ""):
+    """mikv_config with the fields of a reference Config; the others at their defaults. layers: a table."""
     c = ffi.new("mikv_config *")
     lib.mikv_config_default(c)
     c.budget_bytes = budget_bytes
@@ -19,6 +19,9 @@ def native_config(config: Config, budget_bytes: int = 0):
         setattr(c, name, getattr(config, name))
     c.center_keys = int(config.center_keys)
     c.policy = config.policy.encode()
+    if layers:
+        c.layers = b"test"
+        check(lib.mikv_layers_register(b"test", layers.encode()))
     return c
 
 
@@ -40,10 +43,10 @@ def config_bytes(config: Config, shape: Shape, budget_bytes: int = 0) -> int:
 class NativeCache:
     """A cache without llama.cpp, on the kernel set that is selected while it works."""
 
-    def __init__(self, config: Config, shape: Shape, budget_bytes: int = 0, n_threads: int = 1):
+    def __init__(self, config: Config, shape: Shape, budget_bytes: int = 0, n_threads: int = 1, layers: str = ""):
         self.config, self.shape, self.n_threads = config, shape, n_threads
         self._id = ffi.new("uint64_t *")
-        check(lib.mikv_cache_create(native_config(config, budget_bytes), native_shape(shape), self._id))
+        check(lib.mikv_cache_create(native_config(config, budget_bytes, layers), native_shape(shape), self._id))
 
     @property
     def id(self) -> int:
@@ -122,8 +125,8 @@ class NativeCache:
 
     @property
     def n_slots(self) -> int:
-        """Refined rows that fit, per KV head and stream."""
-        return self.layer_stats(0).n_slots
+        """Refined rows that fit, per KV head and stream, where all heads are alike."""
+        return self.layer_stats(0).n_slots // self.shape.n_head_kv
 
 
 _POINTER = {

@@ -28,6 +28,8 @@ struct HeadView {
     int       n_slots;
     int       n_exact;
 
+    int n_blocks() const { return (n_cells + block_cells - 1) / block_cells; }
+
     uint32_t * k_params; // [n_groups][n_cells]
     uint8_t *  k_base;   // [n_cells][k.base_bytes()]
     uint32_t * v_params;

@@ -173,11 +173,13 @@ size_t kv_tensor_bytes(const mikv_config & config, const ggml_tensor * t) {
     const mikv_shape shape = shape_of(config, 1, t->ne[0], t->ne[0], t->ne[1], t->ne[2]);
     mikv_config      c     = config;
     c.budget_bytes         = 0; // a budget is for the whole cache: what it comes to is known when all tensors are
-    HeadLayout layout;
-    if (plan_head(c, shape, &layout) != MIKV_OK) {
+    CacheLayout layout;
+    int         layer = 0;
+    bool        value = false;
+    if (!parse_kv_name(t->name, &layer, &value) || plan_cache(c, shape, {layer}, &layout) != MIKV_OK) {
         return ggml_nbytes(t);
     }
-    return layout.total_bytes() * size_t(shape.n_head_kv) * size_t(shape.n_stream) / 2;
+    return layout.layer_bytes(0) * size_t(shape.n_stream) / 2;
 }
 
 void init_owned_type(Device & device) {

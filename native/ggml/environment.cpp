@@ -7,6 +7,7 @@
 
 #include "store/budget.h"
 #include "store/error.h"
+#include "store/layers.h"
 
 namespace mikv {
 
@@ -80,6 +81,12 @@ mikv_status config_from_environment(mikv_config * config) {
         }
         std::memset(c.policy, 0, sizeof(c.policy));
         std::strcpy(c.policy, policy);
+    }
+    if (const char * layers = std::getenv("MIKV_LAYERS")) {
+        std::strcpy(c.layers, "MIKV_LAYERS");
+        if ((status = register_layers(c.layers, layers))) {
+            return status;
+        }
     }
     status = check_config(c);
     if (status == MIKV_OK) {

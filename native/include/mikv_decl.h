@@ -34,6 +34,7 @@ typedef struct mikv_config {
     int32_t compress_f16;  /* 1: also take caches of logical type f16 (needs flash attention); 0: only q8_0 */
     float   refined_share; /* share of a cache's cells that may be refined: 0 .. 1 */
     char    policy[32];    /* who is refined when not all can be: "h2o", "recent", "random", or a registered name */
+    char    layers[32];    /* a table registered by mikv_layers_register(): what some layers do otherwise; "": nothing */
 } mikv_config;
 
 /* What a cache is: its sizes. */
@@ -73,7 +74,10 @@ typedef struct mikv_stats {
 /* One layer's part of mikv_stats. */
 typedef struct mikv_layer_stats {
     int32_t layer;           /* llama.cpp's layer number */
-    int32_t n_slots;         /* refined rows that fit, per KV head and stream */
+    int32_t k_bits;          /* as applied; of its first KV head, where heads differ */
+    int32_t v_bits;
+    int32_t refined_bits;
+    int32_t n_slots;         /* refined rows that fit, of all KV heads of one stream */
     int64_t bytes_total;
     int64_t rows_exact;
     int64_t rows_refined;
@@ -112,6 +116,12 @@ mikv_status  mikv_config_bytes(const mikv_config * config, const mikv_shape * sh
 int32_t      mikv_policy_count(void);
 const char * mikv_policy_name(int32_t index);  /* NULL past the end */
 mikv_status  mikv_policy_register(const char * name, mikv_policy_fn fn, void * user); /* user must outlive every cache */
+
+/* Adds or replaces a table for mikv_config.layers; copied, and read when a cache is made.
+ * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS and sSHARE, as k_bits, v_bits,
+ * refined_bits and refined_share of mikv_config: "0:k4v4r8s0.5,3.1:s0.1" has layer 0 at other bits and gives KV head 1 of layer 3 another
+ * share. Numbers are llama.cpp's. Of several choices for a head the last one counts. With a budget, shares are proportions. */
+mikv_status  mikv_layers_register(const char * name, const char * table);
 
 int32_t      mikv_kernel_count(void);          /* kernel sets that this machine can run */
 const char * mikv_kernel_name(int32_t index);  /* "plain", "avx2", "avx512", "neon"; NULL past the end */

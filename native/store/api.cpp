@@ -1,8 +1,12 @@
 // The part of the C API that needs no ggml.
+#include <algorithm>
+#include <numeric>
+
 #include "backend/cpu/kernels.h"
 #include "kernel/load.h"
 #include "kernel/store.h"
 #include "store/error.h"
+#include "store/layers.h"
 #include "store/registry.h"
 #include "store/step.h"
 
@@ -55,8 +59,10 @@ mikv_status mikv_config_check(const mikv_config * config) {
 }
 
 mikv_status mikv_config_bytes(const mikv_config * config, const mikv_shape * shape, int64_t * size_bytes) {
-    HeadLayout layout;
-    if (mikv_status status = plan_head(*config, *shape, &layout)) {
+    std::vector<int> layers(size_t(std::max(0, shape->n_layer))); // nobody said otherwise: from 0 on
+    std::iota(layers.begin(), layers.end(), 0);
+    CacheLayout layout;
+    if (mikv_status status = plan_cache(*config, *shape, layers, &layout)) {
         return status;
     }
     *size_bytes = planned_bytes(layout, *shape);
@@ -76,6 +82,11 @@ mikv_status mikv_policy_register(const char * name, mikv_policy_fn fn, void * us
                     name ? name : "");
     }
     return succeed();
+}
+
+mikv_status mikv_layers_register(const char * name, const char * table) {
+    const mikv_status status = register_layers(name, table);
+    return status == MIKV_OK ? succeed() : status;
 }
 
 int32_t      mikv_kernel_count(void) { return kernels_count(); }

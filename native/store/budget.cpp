@@ -6,10 +6,13 @@
 
 #include "policy/policy.h"
 #include "store/error.h"
+#include "store/layers.h"
 
 namespace mikv {
 
 namespace {
+
+constexpr int smallest_proportion = 64; // a budget need not tell shares apart that differ more
 
 mikv_status check_range(const char * name, int value, int low, int high) {
     if (value < low || value > high) {
@@ -48,15 +51,62 @@ int least_slots(const mikv_config & c, const mikv_shape & s) {
     return c.window == 0 ? 0 : std::min(s.n_cells, c.window + c.sinks);
 }
 
-HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, int n_slots) {
+// What one head is to have, before slots are counted.
+struct HeadChoice {
+    int   k_bits, v_bits, refined_bits;
+    float share;
+};
+
+HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_slots) {
     const int  group = group_of(c, s);
     HeadLayout l;
-    l.k       = {s.head_dim_k, group, c.k_bits, c.refined_bits};
-    l.v       = {s.head_dim_v, group, c.v_bits, c.refined_bits};
+    l.k       = {s.head_dim_k, group, choice.k_bits, choice.refined_bits};
+    l.v       = {s.head_dim_v, group, choice.v_bits, choice.refined_bits};
     l.n_cells = s.n_cells;
     l.n_exact = exact_rows(c, s);
     l.n_slots = n_slots;
     return l;
+}
+
+void apply(const LayerChoice & row, HeadChoice & choice) {
+    choice.k_bits       = row.k_bits ? row.k_bits : choice.k_bits;
+    choice.v_bits       = row.v_bits ? row.v_bits : choice.v_bits;
+    choice.refined_bits = row.refined_bits ? row.refined_bits : choice.refined_bits;
+    choice.share        = row.refined_share >= 0.0f ? row.refined_share : choice.share;
+}
+
+// [n_layer][n_head_kv]
+std::vector<HeadChoice> choices_of(const mikv_config & c, const mikv_shape & s, const std::vector<int> & layers) {
+    const std::vector<LayerChoice> table = layers_named(c.layers);
+    std::vector<HeadChoice>        choices;
+    for (const int layer : layers) {
+        for (int head = 0; head < s.n_head_kv; head++) {
+            HeadChoice choice = {c.k_bits, c.v_bits, c.refined_bits, c.refined_share};
+            for (const LayerChoice & row : table) {
+                if ((row.layer < 0 || row.layer == layer) && (row.head < 0 || row.head == head)) {
+                    apply(row, choice);
+                }
+            }
+            choices.push_back(choice);
+        }
+    }
+    return choices;
+}
+
+// Slots by shares: `cells` for the largest share, the others in proportion; never fewer than `least`, nor more than cells.
+CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::vector<HeadChoice> & choices, double cells) {
+    double largest = 0;
+    for (const HeadChoice & choice : choices) {
+        largest = std::max(largest, double(choice.share));
+    }
+    CacheLayout layout;
+    layout.n_head_kv = s.n_head_kv;
+    for (const HeadChoice & choice : choices) {
+        const double wanted = largest > 0 ? cells * double(choice.share) / largest : cells;
+        const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));
+        layout.heads.push_back(layout_with(c, s, choice, std::max(most, least_slots(c, s))));
+    }
+    return layout;
 }
 
 } // namespace
@@ -108,6 +158,9 @@ mikv_status check_config(const mikv_config & c) {
         return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", c.head_dim_k,
                     c.head_dim_v);
     }
+    if (!std::memchr(c.layers, '\0', sizeof(c.layers)) || !has_layers(c.layers)) {
+        return fail(MIKV_ERROR_NOT_FOUND, "no layer table is registered as \"%.31s\": register it first", c.layers);
+    }
     if (!std::memchr(c.policy, '\0', sizeof(c.policy)) || !policy_named(c.policy)) {
         return fail(MIKV_ERROR_NOT_FOUND, "unknown policy \"%.31s\": use h2o, recent, random or a registered name", c.policy);
     }
@@ -126,11 +179,19 @@ mikv_status check_shape(const mikv_shape & s) {
     return MIKV_OK;
 }
 
-mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, HeadLayout * layout) {
-    if (mikv_status status = check_config(config)) {
-        return status;
+size_t CacheLayout::layer_bytes(int index) const {
+    size_t sum = 0;
+    for (int head = 0; head < n_head_kv; head++) {
+        sum += at(index, head).total_bytes();
     }
-    if (mikv_status status = check_shape(shape)) {
+    return sum;
+}
+
+mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, const std::vector<int> & layers,
+                       CacheLayout * layout) {
+    mikv_status status = check_config(config);
+    status             = status ? status : check_shape(shape);
+    if (status) {
         return status;
     }
     const int group = group_of(config, shape);
@@ -138,42 +199,49 @@ mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, Head
         return fail(MIKV_ERROR_UNSUPPORTED, "group %d does not divide head sizes %d and %d: use 0 or 32", group,
                     shape.head_dim_k, shape.head_dim_v);
     }
-    const int least = least_slots(config, shape);
+    const std::vector<HeadChoice> choices = choices_of(config, shape, layers);
+    float                         share   = 0;
+    for (const HeadChoice & choice : choices) {
+        share = std::max(share, choice.share);
+    }
     if (config.budget_bytes == 0) {
-        const int wanted = int(std::lround(double(config.refined_share) * shape.n_cells));
-        *layout          = layout_with(config, shape, std::max(wanted, least));
+        *layout = layout_for(config, shape, choices, double(share) * shape.n_cells);
         return MIKV_OK;
     }
-    const int64_t smallest = planned_bytes(layout_with(config, shape, least), shape);
+    const int64_t smallest = planned_bytes(layout_for(config, shape, choices, 0), shape);
     if (smallest > config.budget_bytes) {
         return fail(MIKV_ERROR_BUDGET,
                     "a budget of %lld bytes is too small for base, sinks and window of %d cells: give at least %lld bytes",
                     (long long)config.budget_bytes, shape.n_cells, (long long)smallest);
     }
-    int low = least, high = shape.n_cells; // the most slots that fit: low always does
+    int64_t low = 0, high = int64_t(shape.n_cells) * smallest_proportion; // the most slots that fit: low always does
     while (low < high) {
-        const int middle = low + (high - low + 1) / 2;
-        if (planned_bytes(layout_with(config, shape, middle), shape) <= config.budget_bytes) {
+        const int64_t middle = low + (high - low + 1) / 2;
+        if (planned_bytes(layout_for(config, shape, choices, double(middle)), shape) <= config.budget_bytes) {
             low = middle;
         } else {
             high = middle - 1;
         }
     }
-    *layout = layout_with(config, shape, low);
+    *layout = layout_for(config, shape, choices, double(low));
     return MIKV_OK;
+}
+
+mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const CacheLayout & layout) {
+    double slots = 0;
+    for (const HeadLayout & head : layout.heads) {
+        slots += head.n_slots;
+    }
+    mikv_config applied   = config;
+    applied.group         = layout.heads.front().k.group;
+    applied.head_dim_k    = shape.head_dim_k;
+    applied.head_dim_v    = shape.head_dim_v;
+    applied.refined_share = float(slots / (double(layout.heads.size()) * shape.n_cells));
+    return applied;
 }
 
 int64_t f16_bytes(const mikv_shape & s) {
     return int64_t(2) * s.n_layer * s.n_stream * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v);
-}
-
-mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const HeadLayout & layout) {
-    mikv_config applied   = config;
-    applied.group         = layout.k.group;
-    applied.head_dim_k    = shape.head_dim_k;
-    applied.head_dim_v    = shape.head_dim_v;
-    applied.refined_share = float(layout.n_slots) / float(shape.n_cells);
-    return applied;
 }
 
 } // namespace mikv

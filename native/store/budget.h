@@ -1,6 +1,8 @@
 // From what the user asked for to what is allocated: pure arithmetic.
 #pragma once
 
+#include <vector>
+
 #include "format/head.h"
 #include "include/mikv.h"
 
@@ -12,15 +14,25 @@ mikv_config default_config();
 mikv_status check_config(const mikv_config & config);
 mikv_status check_shape(const mikv_shape & shape);
 
-// The arrays of one KV head. config as the user gave it; a budget is turned into slots here.
+// The arrays of all KV heads of one stream.
+struct CacheLayout {
+    int                     n_head_kv = 0;
+    std::vector<HeadLayout> heads; // [n_layer][n_head_kv]
+
+    const HeadLayout & at(int index, int head) const { return heads[size_t(index) * n_head_kv + head]; }
+    size_t             layer_bytes(int index) const; // all heads of one stream
+};
+
+// layers: llama.cpp's numbers of the cache's layers, [shape.n_layer]. config as the user gave it; a budget is turned into slots here.
 // MIKV_ERROR_BUDGET if it holds not even base, sinks and window: the sentence names the smallest that does.
-mikv_status plan_head(const mikv_config & config, const mikv_shape & shape, HeadLayout * layout);
+mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, const std::vector<int> & layers,
+                       CacheLayout * layout);
 
 // All bytes of a cache: heads, tables, and staging for staging_tokens.
-int64_t planned_bytes(const HeadLayout & layout, const mikv_shape & shape);
+int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & shape);
 
-// The config with group, head sizes and refined_share as they came out.
-mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const HeadLayout & layout);
+// The config with group, head sizes and refined_share (the mean over all heads) as they came out.
+mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const CacheLayout & layout);
 
 int64_t f16_bytes(const mikv_shape & shape);
 

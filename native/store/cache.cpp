@@ -13,11 +13,6 @@ namespace {
 
 std::atomic<uint64_t> last_id{0};
 
-size_t table_bytes(const mikv_shape & s) {
-    // born, seen, staged: 4 bytes each; flags: 1; and the list of waiting cells
-    return size_t(s.n_stream) * (size_t(s.n_cells) * 13 + sizeof(int) * size_t(std::min(staging_tokens, s.n_cells)));
-}
-
 size_t state_bytes(const HeadLayout & l) { return sizeof(HeadState) + sizeof(float) * l.k.dim + size_t(l.n_blocks()); }
 
 uint32_t next_free(const HeadView & h, uint32_t slot) {
@@ -30,10 +25,14 @@ void set_next_free(const HeadView & h, uint32_t slot, uint32_t next) { std::memc
 
 } // namespace
 
-int64_t planned_bytes(const HeadLayout & layout, const mikv_shape & s) {
-    const int64_t heads = int64_t(s.n_layer) * s.n_stream * s.n_head_kv;
-    return heads * int64_t(layout.total_bytes() + state_bytes(layout)) + int64_t(table_bytes(s)) +
-           int64_t(Staging::bytes(std::min(staging_tokens, s.n_cells), s.n_head_kv, s.head_dim_k, s.head_dim_v));
+int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
+    const int n_batch = std::min(staging_tokens, s.n_cells);
+    int64_t   heads   = 0;
+    for (const HeadLayout & head : layout.heads) {
+        heads += int64_t(head.total_bytes() + state_bytes(head));
+    }
+    return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
+           int64_t(Staging::bytes(n_batch, s.n_head_kv, s.head_dim_k, s.head_dim_v));
 }
 
 int take_slot(Head & head, uint32_t cell) {
@@ -77,30 +76,29 @@ void free_exact_of(Head & head, int row) {
 
 mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
                           std::shared_ptr<Cache> * out) {
-    HeadLayout layout;
-    if (mikv_status status = plan_head(config, shape, &layout)) {
+    CacheLayout layout;
+    if (mikv_status status = plan_cache(config, shape, layers, &layout)) {
         return status;
     }
     std::shared_ptr<Cache> cache(new Cache);
-    cache->id_               = ++last_id;
-    cache->shape_            = shape;
-    cache->config_           = applied_config(config, shape, layout);
-    cache->layout_           = layout;
-    cache->policy_           = policy_named(config.policy);
-    cache->layers_           = std::move(layers);
-    const size_t heads       = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
-    const size_t layer_bytes = layout.total_bytes() * shape.n_stream * shape.n_head_kv;
+    cache->id_     = ++last_id;
+    cache->shape_  = shape;
+    cache->config_ = applied_config(config, shape, layout);
+    cache->layout_ = layout;
+    cache->policy_ = policy_named(config.policy);
+    cache->layers_ = std::move(layers);
     for (int i = 0; i < shape.n_layer; i++) {
         cache->memory_.push_back(std::make_unique<Memory>());
-        if (!cache->memory_.back()->allocate(layer_bytes)) {
+        if (!cache->memory_.back()->allocate(layout.layer_bytes(i) * size_t(shape.n_stream))) {
             return fail(MIKV_ERROR_MEMORY,
-                        "%zu bytes of memory for the KV cache are not to be had: use a smaller context or budget",
-                        layer_bytes * size_t(shape.n_layer));
+                        "%lld bytes of memory for the KV cache are not to be had: use a smaller context or budget",
+                        (long long)planned_bytes(layout, shape));
         }
     }
+    const size_t heads = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
     cache->states_.resize(heads);
-    cache->mean_sums_.resize(heads * size_t(layout.k.dim));
-    cache->has_mean_.resize(heads * size_t(layout.n_blocks()));
+    cache->mean_sums_.resize(heads * size_t(shape.head_dim_k));
+    cache->has_mean_.resize(heads * size_t(layout.heads.front().n_blocks()));
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
     }
@@ -111,10 +109,14 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
 }
 
 Head Cache::head(int index, int stream, int h) {
-    const int    i      = flat(index, stream, h);
-    const size_t offset = layout_.total_bytes() * (size_t(stream) * shape_.n_head_kv + h);
-    return {view_head(layout_, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout_.k.dim,
-            has_mean_.data() + size_t(i) * layout_.n_blocks()};
+    const int          i      = flat(index, stream, h);
+    const HeadLayout & layout = layout_.at(index, h);
+    size_t             offset = layout_.layer_bytes(index) * size_t(stream);
+    for (int before = 0; before < h; before++) {
+        offset += layout_.at(index, before).total_bytes();
+    }
+    return {view_head(layout, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout.k.dim,
+            has_mean_.data() + size_t(i) * layout.n_blocks()};
 }
 
 void Cache::index_cells(const Head & head, int n, int32_t * place) const {
@@ -141,9 +143,9 @@ void Cache::reset_head(Head head) {
         set_next_free(h, uint32_t(slot), uint32_t(slot + 1));
     }
     std::fill(h.exact_cell, h.exact_cell + h.n_exact, free_slot);
-    std::fill(h.k_mean, h.k_mean + size_t(layout_.n_blocks()) * h.k.dim, uint16_t(0));
+    std::fill(h.k_mean, h.k_mean + size_t(h.n_blocks()) * h.k.dim, uint16_t(0));
     std::fill(head.mean_sum, head.mean_sum + h.k.dim, 0.0f);
-    std::fill(head.has_mean, head.has_mean + layout_.n_blocks(), uint8_t(0));
+    std::fill(head.has_mean, head.has_mean + h.n_blocks(), uint8_t(0));
 }
 
 void Cache::clear() {
@@ -160,14 +162,14 @@ void Cache::clear() {
 }
 
 void Cache::copy_stream(int index, int from, int to) {
-    const size_t stream_bytes = layout_.total_bytes() * shape_.n_head_kv;
+    const size_t stream_bytes = layout_.layer_bytes(index);
     uint8_t *    memory       = memory_[index]->data();
     std::memcpy(memory + stream_bytes * to, memory + stream_bytes * from, stream_bytes);
     for (int h = 0; h < shape_.n_head_kv; h++) {
         Head source = head(index, from, h), target = head(index, to, h);
         target.state = source.state;
-        std::copy(source.mean_sum, source.mean_sum + layout_.k.dim, target.mean_sum);
-        std::copy(source.has_mean, source.has_mean + layout_.n_blocks(), target.has_mean);
+        std::copy(source.mean_sum, source.mean_sum + source.view.k.dim, target.mean_sum);
+        std::copy(source.has_mean, source.has_mean + source.view.n_blocks(), target.has_mean);
     }
 }
 

@@ -40,7 +40,6 @@ public:
     uint64_t            id() const { return id_; }
     const mikv_shape &  shape() const { return shape_; }
     const mikv_config & config() const { return config_; }
-    const HeadLayout &  layout() const { return layout_; }
     const Policy &      policy() const { return *policy_; }
     int                 layer_number(int index) const { return layers_[index]; }
 
@@ -76,7 +75,7 @@ private:
     uint64_t                                id_ = 0;
     mikv_shape                              shape_{};
     mikv_config                             config_{};
-    HeadLayout                              layout_{};
+    CacheLayout                             layout_;
     const Policy *                          policy_ = nullptr;
     std::vector<int>                        layers_;
     std::vector<std::unique_ptr<Memory>>    memory_; // [n_layer]

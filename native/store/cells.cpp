@@ -123,8 +123,9 @@ int CellTable::end() const {
     return n;
 }
 
-size_t CellTable::size_bytes() const {
-    return born_.size() * (2 * sizeof(uint32_t) + sizeof(uint8_t) + sizeof(int32_t)) + waiting_.capacity() * sizeof(int);
+size_t CellTable::bytes(size_t n_cells, size_t n_waiting) {
+    const size_t per_cell = 2 * sizeof(uint32_t) + sizeof(uint8_t) + sizeof(int32_t); // born, seen, flags, staged
+    return n_cells * per_cell + n_waiting * sizeof(int);
 }
 
 } // namespace mikv

@@ -42,7 +42,8 @@ public:
     int      end() const; // one past the highest cell that holds a token
 
     const int32_t * staged() const { return staged_.data(); } // [n_cells]: row of the micro-batch, or -1
-    size_t          size_bytes() const;
+    static size_t   bytes(size_t n_cells, size_t n_waiting);  // n_waiting: tokens of a micro-batch
+    size_t          size_bytes() const { return bytes(born_.size(), waiting_.capacity()); }
 
     static constexpr uint32_t forgotten_after = 64; // micro-batches
 

@@ -12,18 +12,30 @@ void share_mass(const double mass[3], double * exact, double * refined, double *
     *base              = total > 0 ? mass[2] / total : 0;
 }
 
+int64_t used_bytes(const Head & head, int64_t n_held) {
+    const RowFormat &k = head.view.k, &v = head.view.v;
+    const int64_t    base    = int64_t(k.base_bytes() + v.base_bytes() + sizeof(uint32_t) * (k.n_groups() + v.n_groups()));
+    const int64_t    refined = int64_t(k.refinement_bytes() + v.refinement_bytes() + sizeof(uint32_t) + sizeof(float));
+    const int64_t    exact   = int64_t(sizeof(uint16_t) * (k.dim + v.dim) + sizeof(uint32_t));
+    return n_held * base + head.state.n_refined * refined + head.state.n_exact * exact;
+}
+
 // Sums over the heads and streams of one layer.
 struct LayerSums {
     int64_t rows_exact = 0, rows_refined = 0, rows = 0, demotions = 0;
-    double  mass[3] = {0, 0, 0};
+    int64_t bytes_used = 0; // by rows held
+    double  mass[3]    = {0, 0, 0};
 };
 
 LayerSums sum_layer(Cache & cache, int index) {
     LayerSums sums;
     for (int stream = 0; stream < cache.shape().n_stream; stream++) {
-        sums.rows += int64_t(cache.cells(stream).n_held()) * cache.shape().n_head_kv;
+        const int64_t n_held = cache.cells(stream).n_held();
+        sums.rows += n_held * cache.shape().n_head_kv;
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
-            const HeadState & state = cache.head(index, stream, h).state;
+            const Head        head  = cache.head(index, stream, h);
+            const HeadState & state = head.state;
+            sums.bytes_used += used_bytes(head, n_held);
             sums.rows_exact += state.n_exact;
             sums.rows_refined += state.n_refined;
             sums.demotions += state.demotions;
@@ -41,7 +53,12 @@ mikv_layer_stats Cache::layer_stats(int index) {
     const LayerSums  sums = sum_layer(*this, index);
     mikv_layer_stats s{};
     s.layer        = layers_[index];
-    s.n_slots      = layout_.n_slots;
+    s.k_bits       = layout_.at(index, 0).k.bits;
+    s.v_bits       = layout_.at(index, 0).v.bits;
+    s.refined_bits = layout_.at(index, 0).k.refined_bits;
+    for (int h = 0; h < shape_.n_head_kv; h++) {
+        s.n_slots += layout_.at(index, h).n_slots;
+    }
     s.bytes_total  = int64_t(memory_[index]->size_bytes());
     s.rows_exact   = sums.rows_exact;
     s.rows_refined = sums.rows_refined;
@@ -52,15 +69,17 @@ mikv_layer_stats Cache::layer_stats(int index) {
 }
 
 mikv_stats Cache::stats() {
-    const int64_t heads = int64_t(shape_.n_layer) * shape_.n_stream * shape_.n_head_kv;
-    mikv_stats    s{};
-    s.id             = id_;
-    s.shape          = shape_;
-    s.config         = config_;
-    s.bytes_base     = heads * int64_t(layout_.base_bytes());
-    s.bytes_refined  = heads * int64_t(layout_.refined_bytes());
-    s.bytes_metadata = heads * int64_t(layout_.metadata_bytes()) + int64_t(states_.size() * sizeof(HeadState)) +
-                       int64_t(mean_sums_.size() * sizeof(float)) + int64_t(has_mean_.size());
+    mikv_stats s{};
+    s.id     = id_;
+    s.shape  = shape_;
+    s.config = config_;
+    s.bytes_metadata =
+        int64_t(states_.size() * sizeof(HeadState)) + int64_t(mean_sums_.size() * sizeof(float)) + int64_t(has_mean_.size());
+    for (const HeadLayout & head : layout_.heads) {
+        s.bytes_base += shape_.n_stream * int64_t(head.base_bytes());
+        s.bytes_refined += shape_.n_stream * int64_t(head.refined_bytes());
+        s.bytes_metadata += shape_.n_stream * int64_t(head.metadata_bytes());
+    }
     double mass[3] = {0, 0, 0};
     for (auto & table : cells_) {
         s.bytes_metadata += int64_t(table->size_bytes());
@@ -72,21 +91,17 @@ mikv_stats Cache::stats() {
         s.rows_refined += sums.rows_refined;
         s.rows_base += sums.rows - sums.rows_exact - sums.rows_refined;
         s.demotions += sums.demotions;
+        s.bytes_used += sums.bytes_used;
         for (int i = 0; i < 3; i++) {
             mass[i] += sums.mass[i];
         }
     }
     share_mass(mass, &s.mass_exact, &s.mass_refined, &s.mass_base);
-    s.bytes_staging     = int64_t(staging_->size_bytes());
-    s.bytes_scratch     = int64_t(scratch.size_bytes());
-    s.bytes_total       = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
-    s.bytes_f16         = f16_bytes(shape_);
-    const int64_t k_row = layout_.k.base_bytes() + 4 * layout_.k.n_groups();
-    const int64_t v_row = layout_.v.base_bytes() + 4 * layout_.v.n_groups();
-    s.bytes_used        = s.tokens * shape_.n_layer * shape_.n_head_kv * (k_row + v_row) +
-                   s.rows_refined * (layout_.k.refinement_bytes() + layout_.v.refinement_bytes() + 8) +
-                   s.rows_exact * (2 * (layout_.k.dim + layout_.v.dim) + 4);
-    s.bytes_used_f16 = s.tokens * shape_.n_layer * shape_.n_head_kv * 2 * (layout_.k.dim + layout_.v.dim);
+    s.bytes_staging  = int64_t(staging_->size_bytes());
+    s.bytes_scratch  = int64_t(scratch.size_bytes());
+    s.bytes_total    = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
+    s.bytes_f16      = f16_bytes(shape_);
+    s.bytes_used_f16 = s.tokens * shape_.n_layer * shape_.n_head_kv * 2 * (shape_.head_dim_k + shape_.head_dim_v);
     return s;
 }
 

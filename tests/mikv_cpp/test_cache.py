@@ -38,6 +38,7 @@ class FakeLibrary:
     def layer_stats(self, cache: int, index: int) -> dict[str, Any]:
         return {
             "layer": LAYERS[cache][index], "n_slots": 4, "bytes_total": 100, "demotions": 1,
+            "k_bits": 3, "v_bits": 2, "refined_bits": 5,
             "rows_exact": 2, "rows_refined": 4, "rows_base": 4, "mass_exact": 0.5, "mass_refined": 0.3, "mass_base": 0.2,
         }  # fmt: skip
 

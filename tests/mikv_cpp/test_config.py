@@ -105,3 +105,14 @@ def test_unreadable_budgets_say_what_can_be_read(text: Any) -> None:
 def test_any_text_is_a_budget_or_a_config_error(text: str) -> None:
     with contextlib.suppress(ConfigError):
         assert parse_budget(text).of(10**6) >= 0
+
+
+@pytest.mark.parametrize("layers", ["", "0:k4v4r8s0.5", "3.1:s0.1,29:v3", "0:s1,1:s0,2:s.5"])
+def test_layers_are_rows_of_choices(layers: str) -> None:
+    assert KVConfig(layers=layers).layers == layers
+
+
+@pytest.mark.parametrize("layers", ["0", "0:", "0:k5", "0:r7", "x:k4", "0:k4 1:k4", "0:k4,", "0:s1.5", "-1:k4"])
+def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
+    with pytest.raises(ConfigError, match="0:k4v4r8s0.5"):
+        KVConfig(layers=layers)

@@ -132,6 +132,17 @@ def test_a_share_is_kept_with_sliding_windows_too(tiny_model: Writer) -> None:
     assert 0 < stats.bytes_total <= 0.30 * stats.bytes_f16
 
 
+def test_layers_have_their_own_bits(tiny_model: Writer) -> None:
+    llm = _load(tiny_model(n_layer=3), kv=KVConfig(window=8, refined_share=0.1, layers="1:k4v4r8s0.5"))
+    llm.eval(llm.tokenize(TEXT.encode()))
+    rows = {row.layer: row for row in llm.kv.stats().by_layer}
+    assert [rows[layer].k_bits for layer in (0, 1, 2)] == [3, 4, 3]
+    assert [rows[layer].refined_bits for layer in (0, 1, 2)] == [5, 8, 5]
+    assert rows[1].n_slots > 4 * rows[0].n_slots
+    assert rows[0].bytes_total == rows[2].bytes_total < rows[1].bytes_total
+    assert set(np.unique(llm.kv.precision_map(1))) == {4, 8, 16}
+
+
 def test_several_models_each_see_their_own_cache(tiny_model: Writer) -> None:
     first, second = _load(tiny_model(), kv="q8"), _load(tiny_model(n_layer=3), kv="paper")
     first.eval(first.tokenize(b"one"))
