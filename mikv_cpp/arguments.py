@@ -7,7 +7,7 @@ import os
 from typing import Any, NoReturn, Optional
 
 from mikv_cpp.answer import Sampling
-from mikv_cpp.config import DEFAULT_PRESET, KVConfig
+from mikv_cpp.config import DEFAULT_PRESET, POLICIES, KVConfig
 from mikv_cpp.errors import ConfigError
 
 _CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
@@ -68,7 +68,9 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--v-bits", type=int, metavar="N", help="the same for a value")
     group.add_argument("--refined-bits", type=int, metavar="N", help="bits of a refined token: 4, 5, 6, 8")
     group.add_argument("--refined-share", type=float, metavar="X", help="share of tokens that may be refined: 0 to 1")
-    group.add_argument("--policy", metavar="NAME", help="who is refined: h2o, recent, random")
+    group.add_argument(
+        "--policy", metavar="NAME", help=f"who is refined: {', '.join(POLICIES)}; *v behind it: times the value's norm"
+    )
     group.add_argument("--sinks", type=int, metavar="N", help="first tokens, kept exact")
     group.add_argument("--window", type=int, metavar="N", help="most recent tokens, always refined")
     group.add_argument(

@@ -16,7 +16,11 @@ MAX_SINKS = 64
 MAX_WINDOW = 4096
 
 #: Policies of the native library; `register_policy` adds names.
-POLICIES = ["h2o", "recent", "random"]
+POLICIES = ["h2o", "normalized", "snapkv", "peak", "keydiff", "recent", "random"]
+
+#: Behind a policy's name: its priorities times the norm of the value. Of the built-in ones these two give no weights.
+BY_VALUE = "*v"
+_NO_WEIGHTS = ("recent", "random")
 
 _LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r[4568]|s(0?\.\d+|[01](\.0*)?))+")
 _UNIT_BYTES = {
@@ -78,7 +82,8 @@ class KVConfig:
         refined_bits: bits of a refined token, keys and values, 4, 5, 6 or 8; not below k_bits and v_bits.
         refined_share: share of the cache's cells that may be refined, 0 to 1; 0 leaves just what sinks and window need.
             Not used when there is a budget.
-        policy: who is refined when not all can be: "h2o", "recent", "random", or a name given to `register_policy`.
+        policy: who is refined when not all can be: one of POLICIES, or a name given to `register_policy`; with "*v" behind
+            it ("h2o*v"), its priority times the norm of the value decides.
         sinks: first tokens of a sequence, kept exact (f16), 0 to 64.
         window: most recent tokens of a sequence, always refined, 0 to 4096.
         center_keys: subtract the mean key of each block of 128 tokens before quantizing.
@@ -125,7 +130,8 @@ class KVConfig:
         for row in self.layers.split(",") if self.layers else ():
             if not _LAYER_ROW.fullmatch(row):
                 raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
-        if self.policy not in POLICIES:
+        plain = self.policy[: -len(BY_VALUE)] if self.policy.endswith(BY_VALUE) else self.policy
+        if plain not in POLICIES or (plain != self.policy and plain in _NO_WEIGHTS):
             raise ConfigError(f"unknown policy {self.policy!r}: use one of {_listed(POLICIES)}, or register_policy() it first")
         if self.budget is not None:
             parse_budget(self.budget)

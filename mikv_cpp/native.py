@@ -58,6 +58,7 @@ class PolicyQuery:
         cell: uint32 [n], where each row lies.
         born: uint32 [n], the value of `now` when the row was stored: larger is younger.
         mass: float32 [n], attention mass accumulated since then.
+        value_norm: float32 [n], Euclidean norm of the value, estimated from its groups' ranges.
     """
 
     layer: int
@@ -66,6 +67,7 @@ class PolicyQuery:
     cell: NDArray[np.uint32]
     born: NDArray[np.uint32]
     mass: NDArray[np.float32]
+    value_norm: NDArray[np.float32]
 
 
 def _package_folders() -> list[Path]:
@@ -186,6 +188,7 @@ class Library:
             cell=copied(query.cell, np.uint32),
             born=copied(query.born, np.uint32),
             mass=copied(query.mass, np.float32),
+            value_norm=copied(query.value_norm, np.float32),
         )
 
     # --- configuration and devices ------------------------------------------------------------------------------------

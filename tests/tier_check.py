@@ -108,7 +108,7 @@ def check_policy(diary: Diary, name: str, batches: list[int], n_slots: int) -> N
     """With neither sinks nor window, the refined rows are the policy's best of all that were there to choose from.
 
     A shadow holds each head's refined rows and their mass, with attention recomputed in float64 from what the cache
-    reads back. Masses within 1 in 1000 of each other (float32 sums, vectorised exp) may fall either way.
+    reads back. Masses within 1 in 1000 of each other, or 1e-6 (float32 sums, vectorised exp), may fall either way.
     """
     config = diary.cache.config
     assert config.sinks == config.window == 0, "this check is about the policy alone"
@@ -120,21 +120,31 @@ def check_policy(diary: Diary, name: str, batches: list[int], n_slots: int) -> N
         diary.run(step)
         bits = diary.bits()
         for head in range(heads):
-            rows = {cell: held + given[head, cell] for cell, held in mass[head].items()}
-            rows.update({int(cell): given[head, cell] for cell in step.cells[0]})
+            rows = {cell: float(policy.folded(name, held, given[head, cell], n)) for cell, held in mass[head].items()}
+            fresh = step.cells[0]
+            keys = step.k[0][:, head].astype(np.float16).astype(np.float32)
+            rows.update(zip(fresh.tolist(), policy.first_scores(name, given[head, fresh], keys, None)))
             cells = np.array(sorted(rows), np.uint32)
             weights = np.array([rows[int(cell)] for cell in cells])
-            query = policy.Query(0, head, int(diary.now[0]), cells, diary.born[0, cells], weights)
-            priority = policy.POLICIES[name](query).astype(np.float64)
+            query = policy.Query(0, head, int(diary.now[0]), cells, diary.born[0, cells], weights, _norms(diary, head, cells))
+            priority = policy.priority(name, query).astype(np.float64)
             chosen = bits[head, cells] == config.refined_bits
             assert chosen.sum() == min(len(cells), n_slots), f"{chosen.sum()} rows refined, should be {n_slots}"
             assert (bits[head] == config.refined_bits).sum() == chosen.sum(), "a demoted row came back"
             if not chosen.all():
                 worst, best = priority[chosen].min(), priority[~chosen].max()
-                assert worst >= best - 1e-3 * abs(best), (
+                assert worst >= best - 1e-3 * abs(best) - 1e-6, (
                     f"{name}: a row of priority {worst:.6g} is refined, one of {best:.6g} is not"
                 )
             mass[head] = {int(cell): rows[int(cell)] for cell in cells[chosen]}
+
+
+def _norms(diary: Diary, head: int, cells: np.ndarray) -> np.ndarray:
+    """Estimated norms of the values of these cells, float64 [n]."""
+    config, shape = diary.cache.config, diary.scene.shape
+    group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), config.group)
+    encoded = codec.encode(diary.v[0, cells, head].astype(np.float16).astype(np.float32), group, 2, 8)
+    return np.array([codec.estimated_norm(params, group) for params in encoded.params])
 
 
 def check_scores(diary: Diary, batches: list[int]) -> None:

@@ -170,8 +170,9 @@ class ReferenceCache:
         self._move_windows(cells, fresh, seen)
         for h, head in enumerate(self.heads[layer][stream]):
             rows = {int(cell): (step.k[i, token, h], step.v[i, token, h]) for token, cell in enumerate(fresh)}
+            first = self._first_scores(head, fresh, step.k[i][:, h], mass[h])
             self._store_sinks(head, sinks, rows)
-            chosen = self._choose(layer, h, head, cells, list(rows), mass[h])
+            chosen = self._choose(layer, h, head, cells, rows, mass[h], first)
             for cell, (k, v) in rows.items():
                 self._write_row(head, cell, k, v, chosen.get(cell))
 
@@ -222,30 +223,51 @@ class ReferenceCache:
                 head.k.exact[free] = codec.clean(k).astype(np.float16)
                 head.v.exact[free] = codec.clean(v).astype(np.float16)
 
-    def _choose(self, layer: int, h: int, head: Head, cells: Cells, new: list[int], mass: np.ndarray) -> dict[int, float]:
+    def _first_scores(self, head: Head, fresh: np.ndarray, keys: np.ndarray, mass: np.ndarray) -> dict[int, float]:
+        """Each new cell's score when it is stored. keys: [n, dim] of the micro-batch; mass: float64 [n_kv]."""
+        reach = np.zeros(self.shape.n_cells)
+        reach[: len(mass)] = mass
+        block = int(fresh.min()) // BLOCK_CELLS - 1
+        before = head.k_mean[block].astype(np.float32) if block >= 0 and self.config.center_keys else None
+        return dict(zip(fresh.tolist(), policy.first_scores(self.config.policy, reach[fresh], keys, before)))
+
+    def _choose(
+        self,
+        layer: int,
+        h: int,
+        head: Head,
+        cells: Cells,
+        rows: dict[int, tuple[np.ndarray, np.ndarray]],
+        mass: np.ndarray,
+        first: dict[int, float],
+    ) -> dict[int, float]:
         """Ranks refined rows and new ones together and demotes the losers.
 
-        mass: float64 [n_kv], what this step's queries gave each cell. Returns the new cells that win, with their mass.
+        mass: float64 [n_kv], what this step's queries gave each cell. first: the scores of the step's rows. Returns the new
+        cells that win, with their score.
         """
         reach = np.zeros(self.shape.n_cells)
         reach[: len(mass)] = mass
         held = head.slot_cell != NOBODY
-        old = head.slot_cell[held].astype(int)
-        head.slot_mass[held] += reach[old].astype(np.float32)
+        old, new = head.slot_cell[held].astype(int), list(rows)
+        head.slot_mass[held] = policy.folded(self.config.policy, head.slot_mass[held], reach[old], len(first))
         candidates = np.concatenate([old, np.array(new, int)])
-        weights = np.concatenate([head.slot_mass[held], reach[new].astype(np.float32)])
-        stays = self._rank(layer, h, cells, candidates, weights)
+        weights = np.concatenate([head.slot_mass[held], np.array([first[cell] for cell in new], np.float32)])
+        norms = [head.v.norm_of(int(cell)) for cell in old] + [head.v.norm_as_stored(rows[cell][1]) for cell in new]
+        stays = self._rank(layer, h, cells, candidates, weights, np.array(norms, np.float32))
         for cell in old[~stays[: len(old)]]:
             head.release(int(cell))
             self.demotions += 1
         winners = np.flatnonzero(stays[len(old) :]) + len(old)
         return {int(candidates[i]): float(weights[i]) for i in winners}
 
-    def _rank(self, layer: int, h: int, cells: Cells, candidates: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    def _rank(
+        self, layer: int, h: int, cells: Cells, candidates: np.ndarray, mass: np.ndarray, norms: np.ndarray
+    ) -> np.ndarray:
         born = cells.born[candidates]
-        query = policy.Query(layer, h, cells.now, candidates.astype(np.uint32), born, mass)
+        query = policy.Query(layer, h, cells.now, candidates.astype(np.uint32), born, mass, norms)
         alive = cells.batch - cells.seen[candidates].astype(int) <= FORGOTTEN_AFTER
-        priority = policy.POLICIES[self.config.policy](query)
+        priority = policy.priority(self.config.policy, query)
         # A window that no query has seen for long is a removed sequence's: it protects nothing any more.
         return policy.keep(priority, cells.windowed[candidates] & alive, alive, born, self.n_slots)
 

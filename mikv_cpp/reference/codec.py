@@ -124,3 +124,9 @@ def error_bound(params: np.ndarray, group: int, n_bits: int) -> np.ndarray:
     rounding = 4 * 2.0**-24 * span + 2 * 2.0**-24 * (np.abs(minimum) + span)
     bound = np.where(span == 0, 2.0**-14, half + rounding)
     return np.repeat(bound, group, axis=-1)
+
+
+def estimated_norm(params: np.ndarray, group: int) -> float:
+    """Euclidean norm of a row from its groups' ranges and minima: Gaussian groups of 64 spread over 4.7 deviations."""
+    width, low = (x.astype(np.float64) for x in split_params(params))
+    return float(np.sqrt((group * ((width / 4.7) ** 2 + (low + width / 2) ** 2)).sum()))

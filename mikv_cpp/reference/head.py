@@ -59,6 +59,14 @@ class Rows:
         if slot is not None:
             self.refined[slot] = encoded.refinement
 
+    def norm_of(self, cell: int) -> float:
+        """Estimated norm of the cell's row."""
+        return codec.estimated_norm(self.params[:, cell], self.group)
+
+    def norm_as_stored(self, row: np.ndarray) -> float:
+        """Estimated norm of a row that may be stored."""
+        return codec.estimated_norm(codec.encode(row, self.group, self.bits, self.refined_bits).params, self.group)
+
     def load(self, cell: int, slot: int | None) -> np.ndarray:
         """The row of a cell as it reads back, float32 [dim]."""
         refinement = None if slot is None else self.refined[slot]

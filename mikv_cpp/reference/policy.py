@@ -7,6 +7,10 @@ from typing import Callable
 
 import numpy as np
 
+SNAP_REACH = 3
+WINDOW_HALF_LIFE = 64.0
+MEAN_ROWS = 8
+
 
 @dataclass(frozen=True)
 class Query:
@@ -17,12 +21,24 @@ class Query:
     now: int
     cell: np.ndarray
     born: np.ndarray
-    mass: np.ndarray
+    mass: np.ndarray  # as the policy's fold keeps it
+    value_norm: np.ndarray
 
 
 def h2o(query: Query) -> np.ndarray:
     """The rows that have drawn most attention since they were stored."""
     return np.asarray(query.mass, np.float32)
+
+
+def normalized(query: Query) -> np.ndarray:
+    """The same per query that could see the row."""
+    return np.asarray(query.mass / (query.now - query.born.astype(np.int64) + 1), np.float32)
+
+
+def snapkv(query: Query) -> np.ndarray:
+    """The most that a cell at most SNAP_REACH away has drawn lately."""
+    near = np.abs(query.cell[:, None].astype(np.int64) - query.cell.astype(np.int64)) <= SNAP_REACH
+    return np.asarray(np.where(near, query.mass, -np.inf).max(axis=1, initial=-np.inf), np.float32)
 
 
 def recent(query: Query) -> np.ndarray:
@@ -43,7 +59,49 @@ def random(query: Query) -> np.ndarray:
     return out
 
 
-POLICIES: dict[str, Callable[[Query], np.ndarray]] = {"h2o": h2o, "recent": recent, "random": random}
+POLICIES: dict[str, Callable[[Query], np.ndarray]] = {
+    "h2o": h2o,
+    "normalized": normalized,
+    "snapkv": snapkv,
+    "peak": h2o,
+    "keydiff": h2o,
+    "recent": recent,
+    "random": random,
+}
+BY_VALUE = "*v"
+
+
+def priority(name: str, query: Query) -> np.ndarray:
+    """float32 [n] by the policy of that name, times the value's norm where the name says so."""
+    if name.endswith(BY_VALUE):
+        return np.asarray(POLICIES[name[: -len(BY_VALUE)]](query) * query.value_norm, np.float32)
+    return POLICIES[name](query)
+
+
+def folded(name: str, score: np.ndarray, mass: np.ndarray, n_queries: int) -> np.ndarray:
+    """Scores of rows [n] after a micro-batch of n_queries gave them `mass` more attention."""
+    plain = name.split(BY_VALUE, maxsplit=1)[0]
+    if plain == "snapkv":
+        return np.asarray(score * 2.0 ** (-n_queries / WINDOW_HALF_LIFE) + mass)
+    if plain == "peak":
+        return np.maximum(score, mass / n_queries)
+    if plain == "keydiff":
+        return np.asarray(score)
+    return np.asarray(score + mass)
+
+
+def first_scores(name: str, mass: np.ndarray, keys: np.ndarray, mean_before: np.ndarray | None) -> np.ndarray:
+    """Scores of a micro-batch's rows [n] when they are stored.
+
+    keys: [n, dim]. mean_before: [dim], the mean key of the block before, which counts for fewer than MEAN_ROWS keys.
+    """
+    if name.split(BY_VALUE, maxsplit=1)[0] != "keydiff":
+        return folded(name, np.zeros(len(mass)), mass, len(mass))
+    mean = keys.mean(axis=0, dtype=np.float64)
+    if len(keys) < MEAN_ROWS and mean_before is not None:
+        mean = mean_before.astype(np.float64)
+    norms = np.linalg.norm(keys.astype(np.float64), axis=1) * np.linalg.norm(mean)
+    return 1.0 - np.divide(keys @ mean, norms, out=np.zeros(len(keys)), where=norms > 0)
 
 
 def keep(priority: np.ndarray, protected: np.ndarray, alive: np.ndarray, born: np.ndarray, n_slots: int) -> np.ndarray:

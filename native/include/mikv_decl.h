@@ -33,7 +33,7 @@ typedef struct mikv_config {
     int32_t head_dim_v;    /* the same for a value head */
     int32_t compress_f16;  /* 1: also take caches of logical type f16 (needs flash attention); 0: only q8_0 */
     float   refined_share; /* share of a cache's cells that may be refined: 0 .. 1 */
-    char    policy[32];    /* who is refined when not all can be: "h2o", "recent", "random", or a registered name */
+    char    policy[32];    /* who is refined when not all can be: a built-in or registered name; with "*v" behind it: times the value's norm */
     char    layers[32];    /* a table registered by mikv_layers_register(): what some layers do otherwise; "": nothing */
 } mikv_config;
 
@@ -97,6 +97,7 @@ typedef struct mikv_policy_query {
     const uint32_t * cell;   /* [n] */
     const uint32_t * born;   /* [n] value of `now` when the row was stored: larger is younger */
     const float    * mass;   /* [n] attention mass accumulated since then, summed over the query heads of the KV head */
+    const float    * value_norm; /* [n] Euclidean norm of the value, estimated from its groups' ranges */
 } mikv_policy_query;
 
 /* Writes priority[n]. Called at commits, from llama.cpp's worker threads, several at once for different heads. */

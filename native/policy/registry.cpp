@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <mutex>
@@ -10,11 +12,21 @@ namespace mikv {
 namespace {
 
 const Policy builtin[] = {
-    {"h2o", rank_h2o, nullptr},
-    {"recent", rank_recent, nullptr},
-    {"random", rank_random, nullptr},
+    {"h2o", rank_h2o, nullptr, Fold::sum, true, nullptr},
+    {"normalized", rank_normalized, nullptr, Fold::sum, true, nullptr},
+    {"snapkv", rank_snapkv, nullptr, Fold::window, true, nullptr},
+    {"peak", rank_peak, nullptr, Fold::peak, true, nullptr},
+    {"keydiff", rank_keydiff, nullptr, Fold::fixed, true, first_keydiff},
+    {"recent", rank_recent, nullptr, Fold::sum, false, nullptr},
+    {"random", rank_random, nullptr, Fold::sum, false, nullptr},
 };
 constexpr int n_builtin = sizeof(builtin) / sizeof(builtin[0]);
+
+const std::string suffix = "*v"; // times the norm of the value
+
+bool ends_by_value(const std::string & name) {
+    return name.size() > suffix.size() && name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
 
 struct Registered {
     std::string name;
@@ -25,6 +37,20 @@ std::mutex             guard;
 std::deque<Registered> registered; // a deque: caches keep pointers into it
 
 } // namespace
+
+float folded(Fold fold, float score, float mass, int n_queries) {
+    switch (fold) {
+    case Fold::sum:
+        return score + mass;
+    case Fold::window:
+        return score * std::exp2(-float(n_queries) / window_half_life) + mass;
+    case Fold::peak:
+        return std::max(score, mass / float(n_queries));
+    case Fold::fixed:
+        break;
+    }
+    return score;
+}
 
 int policy_count() {
     std::lock_guard<std::mutex> lock(guard);
@@ -39,17 +65,20 @@ const Policy * policy_at(int index) {
     return index < n_builtin ? &builtin[index] : &registered[index - n_builtin].policy;
 }
 
-const Policy * policy_named(const char * name) {
+PolicyChoice policy_named(const char * name) {
+    const std::string text     = name;
+    const bool        by_value = ends_by_value(text);
+    const std::string plain    = by_value ? text.substr(0, text.size() - suffix.size()) : text;
     for (int i = 0; const Policy * policy = policy_at(i); i++) {
-        if (std::strcmp(policy->name, name) == 0) {
-            return policy;
+        if (policy->name == plain && (policy->weighs || !by_value)) {
+            return {policy, by_value};
         }
     }
-    return nullptr;
+    return {};
 }
 
 bool policy_register(const char * name, mikv_policy_fn rank, void * user) {
-    if (!name || !*name || std::strlen(name) >= MIKV_POLICY_NAME_SIZE || !rank) {
+    if (!name || !*name || std::strlen(name) >= MIKV_POLICY_NAME_SIZE || !rank || ends_by_value(name)) {
         return false;
     }
     for (const Policy & policy : builtin) {
@@ -65,7 +94,7 @@ bool policy_register(const char * name, mikv_policy_fn rank, void * user) {
             return true;
         }
     }
-    registered.push_back({name, {nullptr, rank, user}});
+    registered.push_back({name, {nullptr, rank, user, Fold::sum, true, nullptr}});
     registered.back().policy.name = registered.back().name.c_str();
     return true;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "policy/policy.h"
 #include "store/error.h"
@@ -161,8 +162,12 @@ mikv_status check_config(const mikv_config & c) {
     if (!std::memchr(c.layers, '\0', sizeof(c.layers)) || !has_layers(c.layers)) {
         return fail(MIKV_ERROR_NOT_FOUND, "no layer table is registered as \"%.31s\": register it first", c.layers);
     }
-    if (!std::memchr(c.policy, '\0', sizeof(c.policy)) || !policy_named(c.policy)) {
-        return fail(MIKV_ERROR_NOT_FOUND, "unknown policy \"%.31s\": use h2o, recent, random or a registered name", c.policy);
+    if (!std::memchr(c.policy, '\0', sizeof(c.policy)) || !policy_named(c.policy).policy) {
+        std::string known;
+        for (int i = 0; const Policy * policy = policy_at(i); i++) {
+            known += std::string(i ? ", " : "") + policy->name;
+        }
+        return fail(MIKV_ERROR_NOT_FOUND, "unknown policy \"%.31s\": use %s, or register it first", c.policy, known.c_str());
     }
     return MIKV_OK;
 }

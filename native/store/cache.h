@@ -37,11 +37,11 @@ public:
     static mikv_status create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
                               std::shared_ptr<Cache> * cache);
 
-    uint64_t            id() const { return id_; }
-    const mikv_shape &  shape() const { return shape_; }
-    const mikv_config & config() const { return config_; }
-    const Policy &      policy() const { return *policy_; }
-    int                 layer_number(int index) const { return layers_[index]; }
+    uint64_t             id() const { return id_; }
+    const mikv_shape &   shape() const { return shape_; }
+    const mikv_config &  config() const { return config_; }
+    const PolicyChoice & policy() const { return policy_; }
+    int                  layer_number(int index) const { return layers_[index]; }
 
     Head        head(int index, int stream, int head);
     CellTable & cells(int stream) { return *cells_[stream]; }
@@ -76,7 +76,7 @@ private:
     mikv_shape                              shape_{};
     mikv_config                             config_{};
     CacheLayout                             layout_;
-    const Policy *                          policy_ = nullptr;
+    PolicyChoice                            policy_;
     std::vector<int>                        layers_;
     std::vector<std::unique_ptr<Memory>>    memory_; // [n_layer]
     std::vector<HeadState>                  states_;

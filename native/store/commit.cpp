@@ -1,8 +1,10 @@
 #include "store/commit.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "backend/cpu/kernels.h"
+#include "codec/bitsplit.h"
 #include "kernel/store.h"
 #include "store/mean.h"
 #include "store/tiers.h"
@@ -10,6 +12,8 @@
 namespace mikv {
 
 namespace {
+
+constexpr int mean_rows = 8; // keys of a micro-batch whose mean says something
 
 // The batch's cells may have been somebody else's: their slots are free now.
 void release_overwritten(Head & head, const Commit & c) {
@@ -25,7 +29,7 @@ void release_overwritten(Head & head, const Commit & c) {
 }
 
 // Adds the micro-batch's attention mass to the refined rows' scores, and to the totals by precision.
-void add_mass(Head & head, const Commit & c) {
+void add_mass(Head & head, const Commit & c, Fold fold) {
     if (!c.mass) {
         return;
     }
@@ -39,8 +43,8 @@ void add_mass(Head & head, const Commit & c) {
     const HeadView & h = head.view;
     for (int slot = 0; slot < h.n_slots; slot++) {
         if (h.slot_cell[slot] < uint32_t(c.n_mass)) {
-            const float mass = c.mass[h.slot_cell[slot]] * c.mass_scale;
-            h.slot_mass[slot] += mass;
+            const float mass  = c.mass[h.slot_cell[slot]] * c.mass_scale;
+            h.slot_mass[slot] = folded(fold, h.slot_mass[slot], mass, c.n);
             refined += mass;
         }
     }
@@ -55,68 +59,124 @@ void add_mass(Head & head, const Commit & c) {
     head.state.mass[2] += std::max(0.0, total - exact - refined);
 }
 
-Candidate candidate(const CellTable & table, uint32_t cell, float mass, int slot) {
+Candidate candidate(const CellTable & table, uint32_t cell, float mass, float value_norm, int slot) {
     const bool forgotten = table.is_forgotten(int(cell)); // a window that nobody looks through guards nothing
-    return {cell, table.born(int(cell)), mass, slot, table.is_guarded(int(cell)) && !forgotten, forgotten, 0.0f};
+    return {cell, table.born(int(cell)), mass, value_norm, slot, table.is_guarded(int(cell)) && !forgotten, forgotten, 0.0f};
+}
+
+// Norm of a row from its groups' extremes: what a Gaussian group of 64 with that range and middle has.
+float estimated_norm(const RowFormat & row, const uint32_t * params, int64_t stride) {
+    constexpr float range_in_deviations = 4.7f; // of 64 values, on average
+    float           square              = 0.0f;
+    for (int g = 0; g < row.n_groups(); g++) {
+        const uint32_t p         = params[g * stride];
+        const float    deviation = params_range(p) / range_in_deviations;
+        const float    middle    = params_min(p) + 0.5f * params_range(p);
+        square += float(row.group) * (deviation * deviation + middle * middle);
+    }
+    return std::sqrt(square);
+}
+
+float norm_of_new(const RowFormat & row, const float * value) {
+    std::vector<uint32_t> params(size_t(row.n_groups()));
+    for (int g = 0; g < row.n_groups(); g++) {
+        params[g] = group_params(value + g * row.group, row.group);
+    }
+    return estimated_norm(row, params.data(), 1);
 }
 
 void rank(Cache & cache, const Commit & c, const CellTable & table, std::vector<Candidate> & rows) {
     const int             n = int(rows.size());
     std::vector<uint32_t> cell(n), born(n);
-    std::vector<float>    mass(n), priority(n);
+    std::vector<float>    mass(n), norm(n), priority(n);
     for (int i = 0; i < n; i++) {
         cell[i] = rows[i].cell;
         born[i] = rows[i].born;
         mass[i] = rows[i].mass;
+        norm[i] = rows[i].value_norm;
     }
     const mikv_policy_query query = {
-        cache.layer_number(c.index), c.head, n, table.now(), cell.data(), born.data(), mass.data()};
-    cache.policy().rank(cache.policy().user, &query, priority.data());
+        cache.layer_number(c.index), c.head, n, table.now(), cell.data(), born.data(), mass.data(), norm.data()};
+    const PolicyChoice & choice = cache.policy();
+    choice.policy->rank(choice.policy->user, &query, priority.data());
     for (int i = 0; i < n; i++) {
-        rows[i].priority = priority[i] == priority[i] ? priority[i] : 0.0f;
+        const float p    = choice.by_value ? priority[i] * norm[i] : priority[i];
+        rows[i].priority = p == p ? p : 0.0f;
     }
 }
 
-float mass_of(const Commit & c, int cell) { return c.mass && cell < c.n_mass ? c.mass[cell] * c.mass_scale : 0.0f; }
+// What each row of the batch scores before it has a slot: [c.n].
+std::vector<float> first_scores(const Head & head, const Commit & c, const Policy & policy) {
+    std::vector<float> scores(size_t(c.n)), mean(size_t(head.view.k.dim));
+    for (int i = 0; i < c.n && policy.first; i++) {
+        for (int d = 0; d < head.view.k.dim; d++) {
+            mean[d] += c.k[i * c.k_stride + d] / float(c.n);
+        }
+    }
+    for (int i = 0; i < c.n; i++) {
+        const int   cell = c.cells[i];
+        const float mass = c.mass && cell < c.n_mass ? c.mass[cell] * c.mass_scale : 0.0f;
+        if (policy.first) { // a few keys say little of their mean: the block before knows better
+            const bool few = c.n < mean_rows && cell >= block_cells && head.has_mean[cell / block_cells - 1];
+            for (int d = 0; d < head.view.k.dim && few; d++) {
+                mean[d] = half_to_float(head.view.k_mean[int64_t(cell / block_cells - 1) * head.view.k.dim + d]);
+            }
+            scores[i] = policy.first(c.k + i * c.k_stride, mean.data(), head.view.k.dim);
+        } else {
+            scores[i] = folded(policy.fold, 0.0f, mass, c.n);
+        }
+    }
+    return scores;
+}
+
+// Sinks get exact rows, as far as those reach; how many others there are.
+int place_sinks(Head & head, const CellTable & table, const Commit & c) {
+    int n_others = 0;
+    for (int i = 0; i < c.n; i++) {
+        const int e = table.is_sink(c.cells[i]) ? take_exact(head, uint32_t(c.cells[i])) : -1;
+        if (e >= 0) {
+            c.place[c.cells[i]] = -2 - e;
+        }
+        n_others += e < 0;
+    }
+    return n_others;
+}
+
+// More rows want slots than there are: the policy's choice.
+void choose_slots(Cache & cache, Head & head, const CellTable & table, const Commit & c, const std::vector<float> & scores) {
+    const HeadView &       h = head.view;
+    std::vector<Candidate> rows;
+    for (int slot = 0; slot < h.n_slots; slot++) {
+        const uint32_t cell = h.slot_cell[slot];
+        if (cell != free_slot) {
+            rows.push_back(candidate(table, cell, h.slot_mass[slot], estimated_norm(h.v, h.v_params + cell, h.n_cells), slot));
+        }
+    }
+    for (int i = 0; i < c.n; i++) {
+        if (c.place[c.cells[i]] == place_base) {
+            rows.push_back(candidate(table, uint32_t(c.cells[i]), scores[i], norm_of_new(h.v, c.v + i * c.v_stride), -1));
+        }
+    }
+    rank(cache, c, table, rows);
+    const TierChoice choice = choose_tiers(rows, head.state.n_free, h.n_slots / 128);
+    for (int i : choice.demoted) {
+        if (rows[i].cell < uint32_t(c.n_place)) {
+            c.place[rows[i].cell] = place_base;
+        }
+        free_slot_of(head, rows[i].slot);
+        head.state.demotions++;
+    }
+    for (int i : choice.refined) {
+        c.place[rows[i].cell] = take_slot(head, rows[i].cell);
+    }
+}
 
 // Gives the batch's rows their places: exact for sinks, slots for those chosen; demotes whom the choice demotes.
 void choose_places(Cache & cache, Head & head, const CellTable & table, const Commit & c) {
-    int n_wishes = 0;
-    for (int i = 0; i < c.n; i++) {
-        if (table.is_sink(c.cells[i])) {
-            const int e = take_exact(head, uint32_t(c.cells[i]));
-            if (e >= 0) {
-                c.place[c.cells[i]] = -2 - e;
-                continue;
-            }
-        }
-        n_wishes++;
-    }
+    const int                n_wishes = place_sinks(head, table, c);
+    const std::vector<float> scores   = first_scores(head, c, *cache.policy().policy);
     if (n_wishes > head.state.n_free && head.view.n_slots > 0) {
-        std::vector<Candidate> rows;
-        for (int slot = 0; slot < head.view.n_slots; slot++) {
-            const uint32_t cell = head.view.slot_cell[slot];
-            if (cell != free_slot) {
-                rows.push_back(candidate(table, cell, head.view.slot_mass[slot], slot));
-            }
-        }
-        for (int i = 0; i < c.n; i++) {
-            if (c.place[c.cells[i]] == place_base) {
-                rows.push_back(candidate(table, uint32_t(c.cells[i]), mass_of(c, c.cells[i]), -1));
-            }
-        }
-        rank(cache, c, table, rows);
-        const TierChoice choice = choose_tiers(rows, head.state.n_free, head.view.n_slots / 128);
-        for (int i : choice.demoted) {
-            if (rows[i].cell < uint32_t(c.n_place)) {
-                c.place[rows[i].cell] = place_base;
-            }
-            free_slot_of(head, rows[i].slot);
-            head.state.demotions++;
-        }
-        for (int i : choice.refined) {
-            c.place[rows[i].cell] = take_slot(head, rows[i].cell);
-        }
+        choose_slots(cache, head, table, c, scores);
     } else {
         for (int i = 0; i < c.n && head.view.n_slots > 0; i++) {
             if (c.place[c.cells[i]] == place_base) {
@@ -126,7 +186,7 @@ void choose_places(Cache & cache, Head & head, const CellTable & table, const Co
     }
     for (int i = 0; i < c.n; i++) {
         if (c.place[c.cells[i]] >= 0) {
-            head.view.slot_mass[c.place[c.cells[i]]] = mass_of(c, c.cells[i]);
+            head.view.slot_mass[c.place[c.cells[i]]] = scores[i];
         }
     }
 }
@@ -156,7 +216,7 @@ void commit_rows(Cache & cache, const Commit & c) {
     Head              head  = cache.head(c.index, c.stream, c.head);
     const CellTable & table = cache.cells(c.stream);
     release_overwritten(head, c);
-    add_mass(head, c);
+    add_mass(head, c, cache.policy().policy->fold);
     choose_places(cache, head, table, c);
     if (cache.config().center_keys) {
         update_means(head, table, c.place, c.cells, c.n, c.k, c.k_stride, false);

@@ -10,7 +10,8 @@ namespace mikv {
 struct Candidate {
     uint32_t cell;
     uint32_t born;
-    float    mass;
+    float    mass; // as the policy's fold keeps it
+    float    value_norm;
     int32_t  slot;      // the slot it holds, or -1: a row of this commit
     bool     guarded;   // sink or recent: keeps what it has, gets what it wants
     bool     forgotten; // not seen by a query for a while: loses first

@@ -55,7 +55,7 @@ def test_frozen() -> None:
         ({"window": -1}, ["window=-1", "0 to 4096"]),
         ({"group": 16}, ["group=16", "0, 32, 64"]),
         ({"center_keys": 1}, ["center_keys=1"]),
-        ({"policy": "best"}, ["'best'", "h2o, recent, random", "register_policy"]),
+        ({"policy": "best"}, ["'best'", "h2o, normalized, snapkv", "register_policy"]),
         ({"budget": "lots"}, ["'lots'", "25%"]),
     ],
 )
@@ -116,3 +116,10 @@ def test_layers_are_rows_of_choices(layers: str) -> None:
 def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
     with pytest.raises(ConfigError, match="0:k4v4r8s0.5"):
         KVConfig(layers=layers)
+
+
+def test_a_policy_may_be_weighed_by_the_value_if_it_weighs() -> None:
+    assert KVConfig(policy="normalized*v").policy == "normalized*v"
+    for policy in ("recent*v", "random*v", "*v", "h2o*v*v"):
+        with pytest.raises(ConfigError, match="unknown policy"):
+            KVConfig(policy=policy)

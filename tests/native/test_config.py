@@ -45,6 +45,12 @@ def test_an_unknown_policy_lists_the_known_ones():
     assert all(word in sentence for word in ("oracle", "h2o", "recent", "random"))
 
 
+@pytest.mark.parametrize("policy", ["recent*v", "random*v", "*v", "h2o*v*v", "h2o*w"])
+def test_a_policy_without_weights_takes_no_value(policy):
+    assert lib.mikv_config_check(native_config(Config(policy="h2o*v"))) == lib.MIKV_OK
+    assert lib.mikv_config_check(native_config(Config(policy=policy))) == lib.MIKV_ERROR_NOT_FOUND
+
+
 def test_a_policy_name_without_an_end_is_refused():
     config = native_config(Config())
     config.policy = b"h" * 32

@@ -230,9 +230,9 @@ def test_a_stale_row_is_noticed(cache, passes):
 class RuinedBase(ReferenceCache):
     """Demotion touches the base: the lowest bit of a demoted row's first byte."""
 
-    def _choose(self, layer, h, head, cells, new, mass):
+    def _choose(self, layer, h, head, cells, rows, mass, first):
         held = set(head.slot_cell.tolist())
-        chosen = super()._choose(layer, h, head, cells, new, mass)
+        chosen = super()._choose(layer, h, head, cells, rows, mass, first)
         for cell in held - set(head.slot_cell.tolist()):
             head.v.base[int(cell), 0] ^= 1
         return chosen
@@ -248,18 +248,18 @@ class NoWindow(ReferenceCache):
 class EternalRows(ReferenceCache):
     """Cells that nobody sees any more count as seen."""
 
-    def _rank(self, layer, h, cells, candidates, mass):
+    def _rank(self, layer, h, cells, candidates, mass, norms):
         cells.seen[:] = cells.batch
-        return super()._rank(layer, h, cells, candidates, mass)
+        return super()._rank(layer, h, cells, candidates, mass, norms)
 
 
 class EagerDemotion(ReferenceCache):
     """Only half of the pool is used."""
 
-    def _rank(self, layer, h, cells, candidates, mass):
+    def _rank(self, layer, h, cells, candidates, mass, norms):
         whole, self.n_slots = self.n_slots, self.n_slots // 2
         try:
-            return super()._rank(layer, h, cells, candidates, mass)
+            return super()._rank(layer, h, cells, candidates, mass, norms)
         finally:
             self.n_slots = whole
 
@@ -306,6 +306,11 @@ POLICY_FAULTS = {
     "h2o, least first": ("h2o", lambda query: -query.mass),
     "h2o, youngest first": ("h2o", lambda query: query.born.astype(np.float32)),
     "h2o, this step's mass alone": ("h2o", lambda query: np.where(query.born == query.now, 1, 0) + 0 * query.mass),
+    "normalized, not by age": ("normalized", lambda query: query.mass),
+    "snapkv, not pooled": ("snapkv", lambda query: query.mass),
+    "peak, least first": ("peak", lambda query: -query.mass),
+    "keydiff, likest first": ("keydiff", lambda query: -query.mass),
+    "h2o*v, without v": ("h2o*v", lambda query: query.mass / query.value_norm),
     "recent, oldest first": ("recent", lambda query: -query.born.astype(np.float32)),
     "random, another hash": ("random", lambda query: policy.random(replace(query, layer=1))),
     "random, always the same": ("random", lambda query: 0 * query.mass),
@@ -318,10 +323,10 @@ def test_a_broken_policy_fails(name, monkeypatch):
     config, batches = replace(TIERS, sinks=0, window=0, policy=known), [1] * 50 + [4, 1, 2] * 5
 
     class Ranked(ReferenceCache):
-        def _rank(self, layer, h, cells, candidates, mass):
+        def _rank(self, layer, h, cells, candidates, mass, norms):
             with monkeypatch.context() as patch:
-                patch.setitem(policy.POLICIES, known, broken)
-                return super()._rank(layer, h, cells, candidates, mass)
+                patch.setitem(policy.POLICIES, known.split(policy.BY_VALUE)[0], broken)
+                return super()._rank(layer, h, cells, candidates, mass, norms)
 
     right = ReferenceCache(config, POOL)
     check_policy(Diary(right, Scene(POOL)), known, batches, right.n_slots)

@@ -95,7 +95,7 @@ def test_sinks_of_the_first_sequence_are_exact_for_good():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_policy_decides(policy):
-    config = Config(refined_share=0.2, policy=policy)
+    config = Config(refined_share=0.2, policy=policy, center_keys=False)
     with NativeCache(config, SHAPE) as cache:
         diary = Diary(cache, Scene(SHAPE, View(gqa=3)))
         check_policy(diary, policy, [1] * 60 + [3, 1, 2, 1, 1, 5] * 6, cache.n_slots)
