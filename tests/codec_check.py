@@ -11,14 +11,14 @@ from mikv_cpp.reference import codec
 def native_encode(row: np.ndarray, group: int, bits: int, refined_bits: int) -> codec.Encoded:
     """One row through mikv_codec_encode."""
     dim = len(row)
-    params = np.full(dim // group, 0xDEADBEEF, np.uint32)
+    params = np.full(dim // group, 0xBEEF, np.uint16)
     base = np.full(dim * bits // 8, 0xA5, np.uint8)
     refinement = np.full(dim * (refined_bits - bits) // 8, 0xA5, np.uint8)
     check(
         lib.mikv_codec_encode(
             dim, group, bits, refined_bits,
             ffi.from_buffer("float[]", np.ascontiguousarray(row, np.float32)),
-            ffi.from_buffer("uint32_t[]", params),
+            ffi.from_buffer("uint16_t[]", params),
             ffi.from_buffer("uint8_t[]", base),
             ffi.from_buffer("uint8_t[]", refinement) if refinement.size else ffi.NULL,
         )
@@ -32,7 +32,7 @@ def native_decode(params, base, refinement, group, bits, refined_bits) -> np.nda
     check(
         lib.mikv_codec_decode(
             len(row), group, bits, refined_bits,
-            ffi.from_buffer("uint32_t[]", np.ascontiguousarray(params)),
+            ffi.from_buffer("uint16_t[]", np.ascontiguousarray(params)),
             ffi.from_buffer("uint8_t[]", np.ascontiguousarray(base)),
             ffi.from_buffer("uint8_t[]", np.ascontiguousarray(refinement)) if refinement is not None else ffi.NULL,
             ffi.from_buffer("float[]", row),

@@ -15,7 +15,7 @@ def head_bytes(config: Config, shape: Shape, n_slots: int, n_exact: int) -> dict
     group = config.group or (64 if shape.head_dim_k % 64 == 0 and shape.head_dim_v % 64 == 0 else 32)
     base = refined = 0
     for dim, bits in ((shape.head_dim_k, config.k_bits), (shape.head_dim_v, config.v_bits)):
-        base += _padded(4 * dim // group * n) + _padded(n * dim * bits // 8)
+        base += _padded(2 * dim // group * n) + _padded(n * dim * bits // 8)
         refined += _padded(n_slots * dim * (config.refined_bits - bits) // 8) + _padded(2 * n_exact * dim)
     n_blocks = -(-n // 128)
     metadata = _padded(2 * n_blocks * shape.head_dim_k) + 2 * _padded(4 * n_slots) + _padded(4 * n_exact)

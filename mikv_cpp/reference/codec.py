@@ -9,12 +9,13 @@ import numpy as np
 from . import planes
 
 F16_MAX = np.float32(65504.0)
-F16_SMALLEST_NORMAL = np.float32(2.0**-14)
+RANGE_MASK, PLACE_SHIFT, PLACE_OF_ZERO = 0x1FF, 9, 96
+SMALLEST_CODE, LARGEST_CODE = 0x010, 0x1EF  # 2^-14 and 63488
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Rows as bytes: params uint32 [..., dim / group], base and refinement uint8 [..., bytes]."""
+    """Rows as bytes: params uint16 [..., dim / group], base and refinement uint8 [..., bytes]."""
 
     params: np.ndarray
     base: np.ndarray
@@ -24,15 +25,6 @@ class Encoded:
 def resolve_group(dims: tuple[int, ...], asked: int = 0) -> int:
     """Values per group of heads of these sizes: what was asked, or 64 where it divides them all, else 32."""
     return asked or (64 if all(dim % 64 == 0 for dim in dims) else 32)
-
-
-def f16_not_above(x: np.ndarray) -> np.ndarray:
-    """The largest float16 that is not above each float32 of x (|x| at most 65504)."""
-    x = np.asarray(x, np.float32)
-    nearest = x.astype(np.float16)
-    with np.errstate(over="ignore"):  # beside the largest float16 lies infinity, which is then not chosen
-        lower = np.nextafter(nearest, np.float16(-np.inf))
-    return np.where(nearest.astype(np.float32) > x, lower, nearest)
 
 
 def f16_not_below(x: np.ndarray) -> np.ndarray:
@@ -51,29 +43,24 @@ def clean(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Eight-bit codes of rows float32 [..., dim].
 
-    Returns range float16 and minimum float16, both [..., dim / group], and codes uint8 [..., dim].
+    Returns params uint16 [..., dim / group] and codes uint8 [..., dim].
     """
     rows = clean(rows)
     x = rows.reshape(*rows.shape[:-1], rows.shape[-1] // group, group)
-    minimum = f16_not_above(x.min(axis=-1))
-    low = minimum.astype(np.float32)
-    # A span beyond the largest f16 is clamped like any other value that f16 cannot hold.
-    span = f16_not_below(np.minimum(x.max(axis=-1) - low, F16_MAX))
-    span = np.where(span.astype(np.float32) < F16_SMALLEST_NORMAL, np.float16(0), span)
-    wide = span.astype(np.float32)
+    params = pack_params(x.min(axis=-1), x.max(axis=-1))
+    wide, low = split_params(params)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.floor((x - low[..., None]) * (np.float32(256.0) / wide)[..., None])
     steps = np.where(wide[..., None] == 0, np.float32(0), np.clip(steps, 0, 255))
-    return span, minimum, steps.astype(np.uint8).reshape(rows.shape)
+    return params, steps.astype(np.uint8).reshape(rows.shape)
 
 
 def encode(rows: np.ndarray, group: int, bits: int, refined_bits: int) -> Encoded:
     """Rows float32 [..., dim] as bytes: the base of `bits`, the refinement up to `refined_bits`."""
-    span, minimum, codes = quantize(rows, group)
-    params = span.view(np.uint16).astype(np.uint32) | (minimum.view(np.uint16).astype(np.uint32) << 16)
+    params, codes = quantize(rows, group)
     extra = refined_bits - bits
     base = codes >> (8 - bits)
     refinement = (codes >> (8 - refined_bits)) & ((1 << extra) - 1)
@@ -104,11 +91,34 @@ def decode(
 
 
 def split_params(params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Range and minimum, float32, of params uint32."""
-    params = np.asarray(params, np.uint32)
-    low = (params & 0xFFFF).astype(np.uint16).view(np.float16)
-    high = (params >> 16).astype(np.uint16).view(np.float16)
-    return low.astype(np.float32), high.astype(np.float32)
+    """Range and minimum, float32, of params uint16."""
+    params = np.asarray(params, np.uint16)
+    span = ((params & RANGE_MASK) << 6).astype(np.uint16).view(np.float16).astype(np.float32)
+    places = (params >> PLACE_SHIFT).astype(np.int32) - PLACE_OF_ZERO
+    return span, span * (places.astype(np.float32) * np.float32(1 / 64))
+
+
+def pack_params(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Params uint16 of groups with these extremes, float32, both clean: the smallest range that reaches (FORMAT.md)."""
+    f = np.float32
+    least = np.maximum(np.maximum(high - low, low * (f(-2) / f(3))), high * (f(64) / f(95)))
+    code = (f16_not_below(np.minimum(least, F16_MAX)).view(np.uint16).astype(np.uint32) + 63) >> 6
+    counts = code >= SMALLEST_CODE
+    code = np.clip(code, SMALLEST_CODE, LARGEST_CODE)
+    while True:
+        span, _ = split_params(code.astype(np.uint16))
+        params = (code | (place_of(low, span) << PLACE_SHIFT)).astype(np.uint16)
+        minimum = split_params(params)[1]
+        reaches = ((minimum <= low) & (minimum + span >= high)) | (code == LARGEST_CODE) | ~counts
+        if reaches.all():
+            return np.where(counts, params, np.uint16(PLACE_OF_ZERO << PLACE_SHIFT))
+        code = code + ~reaches
+
+
+def place_of(low: np.ndarray, span: np.ndarray) -> np.ndarray:
+    """Where the minimum of groups that begin at `low` lies: the last 64th of the range not above it, uint32."""
+    place = np.floor(low * (np.float32(64) / span)).astype(np.int64) + PLACE_OF_ZERO
+    return np.clip(place, 0, 127).astype(np.uint32)
 
 
 def error_bound(params: np.ndarray, group: int, n_bits: int) -> np.ndarray:
@@ -117,12 +127,12 @@ def error_bound(params: np.ndarray, group: int, n_bits: int) -> np.ndarray:
     Half a bin of range / 2^n. The code is a floor of a rounded float32 product, so an x on a bin's edge may
     fall in its neighbour: (x - min) and 256 / range and their product are rounded once each, which moves the
     product by at most 3 * 2^-24 of at most 256 codes. Reading back rounds twice, below |min| + range.
-    A group whose range is stored as 0 had a true range below 2^-14 and reads back as its minimum.
+    A group whose range is stored as 0 had nothing beyond 1.5 * 2^-14 and reads back as zero.
     """
     span, minimum = (part.astype(np.float64) for part in split_params(params))
     half = span * 2.0 ** -(n_bits + 1)
     rounding = 4 * 2.0**-24 * span + 2 * 2.0**-24 * (np.abs(minimum) + span)
-    bound = np.where(span == 0, 2.0**-14, half + rounding)
+    bound = np.where(span == 0, 1.5 * 2.0**-14, half + rounding)
     return np.repeat(bound, group, axis=-1)
 
 

@@ -30,7 +30,7 @@ class Rows:
     group: int
     bits: int
     refined_bits: int
-    params: np.ndarray  # uint32 [dim / group, n_cells]
+    params: np.ndarray  # uint16 [dim / group, n_cells]
     base: np.ndarray  # uint8 [n_cells, dim * bits / 8]
     refined: np.ndarray  # uint8 [n_slots, dim * (refined_bits - bits) / 8]
     exact: np.ndarray  # float16 [n_exact, dim]
@@ -45,7 +45,7 @@ class Rows:
             group,
             bits,
             refined_bits,
-            np.zeros((dim // group, n_cells), np.uint32),
+            np.zeros((dim // group, n_cells), np.uint16),
             np.zeros((n_cells, dim * bits // 8), np.uint8),
             np.zeros((n_slots, dim * extra // 8), np.uint8),
             np.zeros((n_exact, dim), np.float16),

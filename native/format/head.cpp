@@ -9,7 +9,7 @@ constexpr size_t alignment = 64;
 size_t padded(size_t size_bytes) { return (size_bytes + alignment - 1) / alignment * alignment; }
 
 size_t params_bytes(const HeadLayout & l, const RowFormat & row) {
-    return padded(sizeof(uint32_t) * row.n_groups() * size_t(l.n_cells));
+    return padded(sizeof(uint16_t) * row.n_groups() * size_t(l.n_cells));
 }
 
 } // namespace
@@ -42,9 +42,9 @@ HeadView view_head(const HeadLayout & l, uint8_t * memory) {
     h.n_cells    = l.n_cells;
     h.n_slots    = l.n_slots;
     h.n_exact    = l.n_exact;
-    h.k_params   = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.k.n_groups() * size_t(l.n_cells)));
+    h.k_params   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.k.n_groups() * size_t(l.n_cells)));
     h.k_base     = take(size_t(l.n_cells) * l.k.base_bytes());
-    h.v_params   = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.v.n_groups() * size_t(l.n_cells)));
+    h.v_params   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.v.n_groups() * size_t(l.n_cells)));
     h.v_base     = take(size_t(l.n_cells) * l.v.base_bytes());
     h.k_mean     = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_blocks() * size_t(l.k.dim)));
     h.k_refined  = take(size_t(l.n_slots) * l.k.refinement_bytes());

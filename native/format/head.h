@@ -30,9 +30,9 @@ struct HeadView {
 
     int n_blocks() const { return (n_cells + block_cells - 1) / block_cells; }
 
-    uint32_t * k_params; // [n_groups][n_cells]
+    uint16_t * k_params; // [n_groups][n_cells]
     uint8_t *  k_base;   // [n_cells][k.base_bytes()]
-    uint32_t * v_params;
+    uint16_t * v_params;
     uint8_t *  v_base;
     uint16_t * k_mean;    // [n_blocks][k.dim], f16; zero: not centred
     uint8_t *  k_refined; // [n_slots][k.refinement_bytes()]

@@ -178,10 +178,10 @@ mikv_status  mikv_cache_read(uint64_t id, int32_t index, int32_t value, int32_t 
 mikv_status  mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t stream, int32_t first_cell, int32_t n, const float * in);
 
 /* One row through the bit-split codec, with the selected kernel set. dim: multiple of group.
- * params: [dim / group] scale (f16, low half) and minimum (f16, high half); base: dim * bits / 8 bytes;
+ * params: [dim / group] range and minimum (FORMAT.md, "A group"); base: dim * bits / 8 bytes;
  * refinement: dim * (refined_bits - bits) / 8 bytes (may be NULL when 0). */
 mikv_status  mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row,
-                               uint32_t * params, uint8_t * base, uint8_t * refinement);
+                               uint16_t * params, uint8_t * base, uint8_t * refinement);
 /* refinement NULL: the base alone is read back. */
-mikv_status  mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint32_t * params,
+mikv_status  mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint16_t * params,
                                const uint8_t * base, const uint8_t * refinement, float * row);

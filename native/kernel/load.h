@@ -7,7 +7,7 @@
 namespace mikv {
 
 // refinement: this row's refinement bytes or null. params: those of group 0 of the cell, groups `params_stride` apart.
-MIKV_FN void decode_row(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+MIKV_FN void decode_row(const RowFormat & f, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                         const uint8_t * refinement, float * out) {
     const int extra_bytes = f.group * f.extra_bits() / 8;
     for (int g = 0; g < f.n_groups(); g++) {

@@ -6,7 +6,7 @@
 
 namespace mikv {
 
-MIKV_FN void encode_row(const RowFormat & f, const float * x, uint32_t * params, int64_t params_stride, uint8_t * base,
+MIKV_FN void encode_row(const RowFormat & f, const float * x, uint16_t * params, int64_t params_stride, uint8_t * base,
                         uint8_t * refinement) {
     const int extra_bytes = f.group * f.extra_bits() / 8;
     for (int g = 0; g < f.n_groups(); g++) {

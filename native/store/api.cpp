@@ -237,7 +237,7 @@ mikv_status mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t 
 }
 
 mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row,
-                              uint32_t * params, uint8_t * base, uint8_t * refinement) {
+                              uint16_t * params, uint8_t * base, uint8_t * refinement) {
     if (mikv_status status = check_row(dim, group, bits, refined_bits)) {
         return status;
     }
@@ -245,7 +245,7 @@ mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t 
     return succeed();
 }
 
-mikv_status mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint32_t * params,
+mikv_status mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint16_t * params,
                               const uint8_t * base, const uint8_t * refinement, float * row) {
     if (mikv_status status = check_row(dim, group, bits, refined_bits)) {
         return status;

@@ -65,11 +65,11 @@ Candidate candidate(const CellTable & table, uint32_t cell, float mass, float va
 }
 
 // Norm of a row from its groups' extremes: what a Gaussian group of 64 with that range and middle has.
-float estimated_norm(const RowFormat & row, const uint32_t * params, int64_t stride) {
+float estimated_norm(const RowFormat & row, const uint16_t * params, int64_t stride) {
     constexpr float range_in_deviations = 4.7f; // of 64 values, on average
     float           square              = 0.0f;
     for (int g = 0; g < row.n_groups(); g++) {
-        const uint32_t p         = params[g * stride];
+        const uint16_t p         = params[g * stride];
         const float    deviation = params_range(p) / range_in_deviations;
         const float    middle    = params_min(p) + 0.5f * params_range(p);
         square += float(row.group) * (deviation * deviation + middle * middle);
@@ -78,7 +78,7 @@ float estimated_norm(const RowFormat & row, const uint32_t * params, int64_t str
 }
 
 float norm_of_new(const RowFormat & row, const float * value) {
-    std::vector<uint32_t> params(size_t(row.n_groups()));
+    std::vector<uint16_t> params(size_t(row.n_groups()));
     for (int g = 0; g < row.n_groups(); g++) {
         params[g] = group_params(value + g * row.group, row.group);
     }

@@ -14,7 +14,7 @@ void share_mass(const double mass[3], double * exact, double * refined, double *
 
 int64_t used_bytes(const Head & head, int64_t n_held) {
     const RowFormat &k = head.view.k, &v = head.view.v;
-    const int64_t    base    = int64_t(k.base_bytes() + v.base_bytes() + sizeof(uint32_t) * (k.n_groups() + v.n_groups()));
+    const int64_t    base    = int64_t(k.base_bytes() + v.base_bytes() + sizeof(uint16_t) * (k.n_groups() + v.n_groups()));
     const int64_t    refined = int64_t(k.refinement_bytes() + v.refinement_bytes() + sizeof(uint32_t) + sizeof(float));
     const int64_t    exact   = int64_t(sizeof(uint16_t) * (k.dim + v.dim) + sizeof(uint32_t));
     return n_held * base + head.state.n_refined * refined + head.state.n_exact * exact;

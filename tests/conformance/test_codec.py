@@ -35,7 +35,7 @@ def test_every_byte_decodes(bits, refined_bits):
     for value in range(256):
         base = np.full(64 * bits // 8, value, np.uint8)
         refinement = rng.integers(0, 256, 64 * (refined_bits - bits) // 8, dtype=np.uint8)
-        params = np.array([0x3C00 | (0xBC00 << 16)], np.uint32)
+        params = np.array([0x3C00 >> 6 | (96 - 64) << 9], np.uint16)  # range 1 from -1 on
         check_decode(native_decode, f"byte {value}", (params, base, refinement), 64, bits, refined_bits)
 
 

@@ -153,10 +153,10 @@ inline void AttentionCase::make_rows(Random & random) {
         }
         if (!anyone_sees(cell)) { // NaN scales and minima: they must not reach a result
             for (int g = 0; g < head.k.n_groups(); g++) {
-                head.k_params[g * head.n_cells + cell] = 0x7E007E00u;
+                head.k_params[g * head.n_cells + cell] = 0x1F8u;
             }
             for (int g = 0; g < head.v.n_groups(); g++) {
-                head.v_params[g * head.n_cells + cell] = 0x7E007E00u;
+                head.v_params[g * head.n_cells + cell] = 0x1F8u;
             }
         }
     }

@@ -12,7 +12,7 @@ constexpr double unit_roundoff = 1.0 / 16777216.0;
 
 // A value is min + (code + 0.5) * step. Fused or not, product and sum round once each: at most u * range + u * |result|, in each
 // of the two sets.
-inline double decode_bound(uint32_t params) {
+inline double decode_bound(uint16_t params) {
     const double range = params_range(params), min = std::fabs(params_min(params));
     return 2 * unit_roundoff * (range + (min + range));
 }
@@ -55,7 +55,7 @@ private:
         for (int cell = 0; cell < c.n_kv; cell++) {
             double square = 0;
             for (int g = 0; g < c.head.k.n_groups(); g++) {
-                const uint32_t params = c.head.k_params[g * c.head.n_cells + cell];
+                const uint16_t params = c.head.k_params[g * c.head.n_cells + cell];
                 const double   min = params_min(params), range = params_range(params);
                 square += (4.0 + min * min + range * range) / c.head.k.n_groups();
             }

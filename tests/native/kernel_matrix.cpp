@@ -36,7 +36,7 @@ std::string name_of(const RowFormat & f) {
 // --- store and load -------------------------------------------------------------------------------------------------------------
 
 struct Encoded {
-    std::vector<uint32_t> params;
+    std::vector<uint16_t> params;
     std::vector<uint8_t>  base;
     std::vector<uint8_t>  refinement;
 };
@@ -45,7 +45,7 @@ constexpr int     params_stride = 3;
 constexpr uint8_t canary        = 0xA5; // around and between what a kernel may write
 
 Encoded encode(const Kernels & set, const RowFormat & f, const std::vector<float> & row, bool refined) {
-    Encoded e{std::vector<uint32_t>(f.n_groups() * params_stride + 1, 0xA5A5A5A5u),
+    Encoded e{std::vector<uint16_t>(f.n_groups() * params_stride + 1, 0xA5A5u),
               std::vector<uint8_t>(f.base_bytes() + 64, canary), std::vector<uint8_t>(f.refinement_bytes() + 64, canary)};
     set.encode_row(f, row.data(), e.params.data(), params_stride, e.base.data(), refined ? e.refinement.data() : nullptr);
     return e;

@@ -32,13 +32,13 @@ PARTS = ("params", "base", "refinement")
 
 
 def nearest_minimum(row, group, bits, refined_bits):
-    """The minimum rounded to the nearest float16 rather than down."""
-    right = codec.f16_not_above
-    codec.f16_not_above = lambda x: np.asarray(x, np.float32).astype(np.float16)
+    """The minimum's place rounded to the nearest rather than down."""
+    right = codec.place_of
+    codec.place_of = lambda low, span: right(low + span * np.float32(0.5 / 64), span)
     try:
         return codec.encode(row, group, bits, refined_bits)
     finally:
-        codec.f16_not_above = right
+        codec.place_of = right
 
 
 def rounded_codes(row, group, bits, refined_bits):
@@ -58,9 +58,9 @@ def linear_planes(row, group, bits, refined_bits):
 
 
 def swapped_params(row, group, bits, refined_bits):
-    """Minimum in the low half, range in the high one."""
+    """Minimum below, range above."""
     e = codec.encode(row, group, bits, refined_bits)
-    return replace(e, params=(e.params >> 16) | (e.params << 16))
+    return replace(e, params=(e.params >> 9) | ((e.params & 0x1FF) << 7))
 
 
 def forgotten_refinement(row, group, bits, refined_bits):
@@ -310,7 +310,7 @@ POLICY_FAULTS = {
     "snapkv, not pooled": ("snapkv", lambda query: query.mass),
     "peak, least first": ("peak", lambda query: -query.mass),
     "keydiff, likest first": ("keydiff", lambda query: -query.mass),
-    "h2o*v, without v": ("h2o*v", lambda query: query.mass / query.value_norm),
+    "h2o*v, against v": ("h2o*v", lambda query: query.mass / query.value_norm**4),
     "recent, oldest first": ("recent", lambda query: -query.born.astype(np.float32)),
     "random, another hash": ("random", lambda query: policy.random(replace(query, layer=1))),
     "random, always the same": ("random", lambda query: 0 * query.mass),

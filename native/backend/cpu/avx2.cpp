@@ -58,13 +58,12 @@ struct Avx2 {
     static F floats(I a) { return _mm256_cvtepi32_ps(a); }
 
     // params of `width` neighbouring cells
-    static void params(const uint32_t * p, F & range, F & low) {
-        const __m256i halves = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13,
-                                                2, 3, 6, 7, 10, 11, 14, 15);
-        const __m256i both   = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)), halves);
-        const __m256i apart  = _mm256_permute4x64_epi64(both, 0xD8);
-        range                = _mm256_cvtph_ps(_mm256_castsi256_si128(apart));
-        low                  = _mm256_cvtph_ps(_mm256_extracti128_si256(apart, 1));
+    static void params(const uint16_t * p, F & range, F & low) {
+        const __m128i both  = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+        const __m256i place = _mm256_cvtepu16_epi32(_mm_srli_epi16(both, place_shift));
+        range               = _mm256_cvtph_ps(_mm_slli_epi16(_mm_and_si128(both, _mm_set1_epi16(int16_t(range_mask))), 6));
+        low = _mm256_mul_ps(range, _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(place, _mm256_set1_epi32(place_of_zero))),
+                                                 _mm256_set1_ps(1.0f / 64.0f)));
     }
 
     // The low bytes of the numbers, rounded towards zero.

@@ -75,12 +75,12 @@ struct Avx512 {
         return pair(_mm256_cvtepi32_ps(_mm512_castsi512_si256(a)), _mm256_cvtepi32_ps(_mm512_extracti64x4_epi64(a, 1)));
     }
 
-    static void params(const uint32_t * p, F & range, F & low) {
-        const I halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-        const I both   = _mm512_shuffle_epi8(_mm512_loadu_si512(p), halves);
-        const I apart  = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), both);
-        range          = from_halves(_mm512_castsi512_si256(apart));
-        low            = from_halves(_mm512_extracti64x4_epi64(apart, 1));
+    static void params(const uint16_t * p, F & range, F & low) {
+        const __m256i both  = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        const I       place = _mm512_cvtepu16_epi32(_mm256_srli_epi16(both, place_shift));
+        range               = from_halves(_mm256_slli_epi16(_mm256_and_si256(both, _mm256_set1_epi16(int16_t(range_mask))), 6));
+        low = _mm512_mul_ps(range, _mm512_mul_ps(floats(_mm512_sub_epi32(place, _mm512_set1_epi32(place_of_zero))),
+                                                 _mm512_set1_ps(1.0f / 64.0f)));
     }
 
     static void store_truncated(void * to, F a) {

@@ -121,8 +121,8 @@ static inline typename Isa::F masked_by(typename Isa::F logit, typename Isa::F m
 
 // Ranges and minima of `width` neighbouring cells, of which n can be read.
 template <class Isa>
-static inline void read_params(const uint32_t * params, int n, typename Isa::F & range, typename Isa::F & low) {
-    uint32_t some[Isa::width] = {0};
+static inline void read_params(const uint16_t * params, int n, typename Isa::F & range, typename Isa::F & low) {
+    uint16_t some[Isa::width] = {0};
     if (n < Isa::width) {
         for (int i = 0; i < n; i++) {
             some[i] = params[i];

@@ -51,13 +51,13 @@ static inline void each_code(const RowFormat & f, const uint8_t * base, const ui
 }
 
 template <class Isa, int group>
-static void decode_groups(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+static void decode_groups(const RowFormat & f, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                           const uint8_t * refinement, float * row) {
     using F         = typename Isa::F;
     const int extra = refinement ? f.extra_bits() : 0;
     const int n     = f.bits + extra;
     for (int g = 0; g < f.dim / group; g++) {
-        const uint32_t p    = params[g * params_stride];
+        const uint16_t p    = params[g * params_stride];
         const F        step = Isa::set(params_range(p) / float(1 << n)), low = Isa::set(params_min(p)), half = Isa::set(0.5f);
         each_code<Isa, group>(f, base + g * (group / 8) * f.bits, extra ? refinement + g * (group / 8) * extra : nullptr,
                               [&](int d, F code) {
@@ -68,7 +68,7 @@ static void decode_groups(const RowFormat & f, const uint32_t * params, int64_t 
 }
 
 template <class Isa>
-static void decode_row(const RowFormat & f, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+static void decode_row(const RowFormat & f, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                        const uint8_t * refinement, float * row) {
     if (f.group == 64) {
         decode_groups<Isa, 64>(f, params, params_stride, base, refinement, row);
@@ -84,7 +84,7 @@ template <class Isa> static inline typename Isa::F clamped(typename Isa::F x) {
 }
 
 // As group_params of the codec.
-template <class Isa> static inline uint32_t fast_group_params(const float * x, int group) {
+template <class Isa> static inline uint16_t fast_group_params(const float * x, int group) {
     using F = typename Isa::F;
     F low = clamped<Isa>(Isa::load(x)), high = low;
     for (int i = Isa::width; i < group; i += Isa::width) {
@@ -127,13 +127,13 @@ static inline void put_planes(const uint8_t * codes, int group, int n, int shift
 }
 
 template <class Isa>
-static void encode_row(const RowFormat & f, const float * row, uint32_t * params, int64_t params_stride, uint8_t * base,
+static void encode_row(const RowFormat & f, const float * row, uint16_t * params, int64_t params_stride, uint8_t * base,
                        uint8_t * refinement) {
     using F = typename Isa::F;
     uint8_t codes[64];
     for (int g = 0; g < f.n_groups(); g++) {
         const float *  x         = row + g * f.group;
-        const uint32_t p         = fast_group_params<Isa>(x, f.group);
+        const uint16_t p         = fast_group_params<Isa>(x, f.group);
         const float    range     = params_range(p);
         const F        low       = Isa::set(params_min(p));
         const F        per_range = Isa::set(range > 0.0f ? 256.0f / range : 0.0f);

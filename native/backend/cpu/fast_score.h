@@ -181,7 +181,7 @@ template <class Isa> struct Scorer {
         }
         repeat_last(cells);
         for (int g = 0; g < f.dim / group; g++) {
-            const uint32_t * params = head.k_params + int64_t(g) * head.n_cells + tile.first;
+            const uint16_t * params = head.k_params + int64_t(g) * head.n_cells + tile.first;
             for (int i = 0; i < tile.n; i += width) {
                 F range, low;
                 read_params<Isa>(params + i, tile.n - i, range, low);
@@ -195,7 +195,7 @@ template <class Isa> struct Scorer {
     // Adds to the refined cells what their refinement says.
     template <int group, int bits> void score_refined(const Tile & tile) {
         const RowFormat &    f = head.k;
-        alignas(64) uint32_t params[tile_cells];
+        alignas(64) uint16_t params[tile_cells];
         Cells                cells;
         cells.n   = tile.n_refined;
         cells.low = nothing;

@@ -222,7 +222,7 @@ template <class Isa> struct ValueSum {
     }
 
     // scaled = weights * step; shared: what all values of a group get.
-    void scale_weights(const uint32_t * params, int n) {
+    void scale_weights(const uint16_t * params, int n) {
         F       steps[tile_cells / width], lows[tile_cells / width];
         const F zero = Isa::set(0.0f), half = Isa::set(0.5f);
         for (int i = 0; i < tile_cells; i += width) {

@@ -14,10 +14,10 @@ struct Kernels {
     bool (*runs_here)(); // does this machine have the instructions
 
     // store: one row. params of group g at params[g * params_stride]; refinement may be null.
-    void (*encode_row)(const RowFormat & format, const float * row, uint32_t * params, int64_t params_stride, uint8_t * base,
+    void (*encode_row)(const RowFormat & format, const float * row, uint16_t * params, int64_t params_stride, uint8_t * base,
                        uint8_t * refinement);
     // load: the inverse; refinement null: the base alone is read.
-    void (*decode_row)(const RowFormat & format, const uint32_t * params, int64_t params_stride, const uint8_t * base,
+    void (*decode_row)(const RowFormat & format, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                        const uint8_t * refinement, float * row);
     // score: logits[row * logit_stride + cell] for the cells [first, last).
     void (*score)(const HeadView & head, const CellIndex & index, const StagedRows & staged, const QueryRows & rows, int first,

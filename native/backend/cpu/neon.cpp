@@ -54,10 +54,11 @@ struct Neon {
     static F halves(const uint16_t * x) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x))); }
     static F floats(I a) { return vcvtq_f32_s32(a); }
 
-    static void params(const uint32_t * p, F & range, F & low) {
-        const uint32x4_t both = vld1q_u32(p);
-        range                 = vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(both)));
-        low                   = vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(both, 16)));
+    static void params(const uint16_t * p, F & range, F & low) {
+        const uint16x4_t both  = vld1_u16(p);
+        const int32x4_t  place = vreinterpretq_s32_u32(vmovl_u16(vshr_n_u16(both, place_shift)));
+        range = vcvt_f32_f16(vreinterpret_f16_u16(vshl_n_u16(vand_u16(both, vdup_n_u16(uint16_t(range_mask))), 6)));
+        low   = vmulq_f32(range, vmulq_n_f32(vcvtq_f32_s32(vsubq_s32(place, vdupq_n_s32(place_of_zero))), 1.0f / 64.0f));
     }
 
     static void store_truncated(void * to, F a) {
