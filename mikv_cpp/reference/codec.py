@@ -111,14 +111,14 @@ def pack_params(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         minimum = split_params(params)[1]
         reaches = ((minimum <= low) & (minimum + span >= high)) | (code == LARGEST_CODE) | ~counts
         if reaches.all():
-            return np.where(counts, params, np.uint16(PLACE_OF_ZERO << PLACE_SHIFT))
+            return np.asarray(np.where(counts, params, np.uint16(PLACE_OF_ZERO << PLACE_SHIFT)))
         code = code + ~reaches
 
 
 def place_of(low: np.ndarray, span: np.ndarray) -> np.ndarray:
     """Where the minimum of groups that begin at `low` lies: the last 64th of the range not above it, uint32."""
     place = np.floor(low * (np.float32(64) / span)).astype(np.int64) + PLACE_OF_ZERO
-    return np.clip(place, 0, 127).astype(np.uint32)
+    return np.asarray(np.clip(place, 0, 127), np.uint32)
 
 
 def error_bound(params: np.ndarray, group: int, n_bits: int) -> np.ndarray:

@@ -84,7 +84,7 @@ def folded(name: str, score: np.ndarray, mass: np.ndarray, n_queries: int) -> np
     if plain == "snapkv":
         return np.asarray(score * 2.0 ** (-n_queries / WINDOW_HALF_LIFE) + mass)
     if plain == "peak":
-        return np.maximum(score, mass / n_queries)
+        return np.asarray(np.maximum(score, mass / n_queries))
     if plain == "keydiff":
         return np.asarray(score)
     return np.asarray(score + mass)
@@ -101,7 +101,7 @@ def first_scores(name: str, mass: np.ndarray, keys: np.ndarray, mean_before: np.
     if len(keys) < MEAN_ROWS and mean_before is not None:
         mean = mean_before.astype(np.float64)
     norms = np.linalg.norm(keys.astype(np.float64), axis=1) * np.linalg.norm(mean)
-    return 1.0 - np.divide(keys @ mean, norms, out=np.zeros(len(keys)), where=norms > 0)
+    return np.asarray(1.0 - np.divide(keys @ mean, norms, out=np.zeros(len(keys)), where=norms > 0))
 
 
 def keep(priority: np.ndarray, protected: np.ndarray, alive: np.ndarray, born: np.ndarray, n_slots: int) -> np.ndarray:

@@ -65,6 +65,8 @@ ggml_backend_buffer_t asked_alloc_buffer(ggml_backend_buffer_type_t buft, size_t
     const std::vector<WantedTensor> cache = wanted;
     wanted.clear();
     if (cache.empty() || wanted_by != device || sum != size) {
+        std::lock_guard<std::recursive_mutex> lock(device->guard);
+        device->family.clear(); // weights or a graph's buffers: the next cache is another context's
         return ggml_backend_buft_alloc_buffer(inner_type(device), size);
     }
     return KvBuffer::allocate(*device, cache, size);

@@ -143,6 +143,13 @@ def test_layers_have_their_own_bits(tiny_model: Writer) -> None:
     assert set(np.unique(llm.kv.precision_map(1))) == {4, 8, 16}
 
 
+def test_a_windowed_cache_is_told_apart_whatever_came_before(tiny_model: Writer) -> None:
+    plain = _load(tiny_model(n_layer=3), n_ctx=512)
+    assert plain.kv.layers == [0, 1, 2]
+    windowed = _load(tiny_model(arch="gemma3", n_layer=7, sliding_window=64), n_ctx=512, swa_full=False)
+    assert windowed.kv.layers == [5]
+
+
 def test_several_models_each_see_their_own_cache(tiny_model: Writer) -> None:
     first, second = _load(tiny_model(), kv="q8"), _load(tiny_model(n_layer=3), kv="paper")
     first.eval(first.tokenize(b"one"))
