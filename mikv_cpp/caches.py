@@ -38,7 +38,7 @@ def parse_caches(text: str, overrides: Optional[Mapping[str, Any]] = None) -> li
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ConfigError("no cache was named: give --caches a list such as q8_0,q4_0,mikv")
+        raise ConfigError("no cache was named: give --kv a list such as q8_0,q4_0,mikv")
     return [parse_cache(name, overrides) for name in dict.fromkeys(names)]
 
 

@@ -99,6 +99,7 @@ class Engine:
 
     Attributes:
         spec: the cache.
+        cache_type: llama.cpp's type of it; of a MIKV cache the logical one, which layers that are not compressed keep.
         vocabulary: of its model.
         n_ctx: tokens that fit.
         n_past: tokens held.
@@ -107,6 +108,7 @@ class Engine:
 
     def __init__(self, loaded: Loaded, spec: CacheSpec, cache_type: str, n_ctx: int, ubatch: int, n_threads: int) -> None:
         self.spec = spec
+        self.cache_type = cache_type
         self.vocabulary = loaded.vocabulary
         self.n_past = 0
         self.kv: Optional[KVCache] = None

@@ -1,1 +1,1 @@
-"""Measuring what a compressed cache costs: `python -m mikv_cpp.eval kl | lines | memory | greedy`."""
+"""Measuring what a compressed cache costs: `python -m mikv_cpp.eval --help`."""

@@ -1,4 +1,4 @@
-"""`python -m mikv_cpp.eval kl | lines | memory | greedy`."""
+"""`python -m mikv_cpp.eval kl | ladder | compare | lines | needle | memory | greedy`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from mikv_cpp.eval import command, greedy, kl, lines, memory
+from mikv_cpp.eval import command, compare, greedy, kl, ladder, lines, memory, needle
 
-MEASUREMENTS: dict[str, command.Measurement] = {"kl": kl, "lines": lines, "memory": memory, "greedy": greedy}
+MEASUREMENTS: dict[str, command.Measurement] = {
+    "kl": kl,
+    "ladder": ladder,
+    "compare": compare,
+    "lines": lines,
+    "needle": needle,
+    "memory": memory,
+    "greedy": greedy,
+}
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -20,7 +28,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         own = commands.add_parser(
             name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_arguments(own, module)
+        command.add_arguments(own, module, takes_list=module is not compare)
     return command.execute(parser, argv)
 
 

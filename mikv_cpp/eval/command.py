@@ -43,12 +43,23 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}: see --help")
 
 
-def add_arguments(parser: argparse.ArgumentParser, measurement: Measurement) -> None:
-    """The options of a measurement: the model, the caches and the context, then its own; it sets defaults for all."""
-    parser.add_argument("model", help="GGUF file")
-    parser.add_argument("--caches", metavar="LIST", help=CACHES_HELP)
+def add_arguments(parser: argparse.ArgumentParser, measurement: Measurement, takes_list: bool = True) -> None:
+    """The options of a measurement: the model, the caches and the context, then its own; it sets defaults for all.
+
+    takes_list: whether it takes any number of caches; one that does not says itself how it takes them.
+    """
+    parser.add_argument("model", nargs="?", help="GGUF file")
+    parser.add_argument("-m", "--model", dest="model_option", metavar="MODEL", help="the same")
+    if takes_list:
+        parser.add_argument("--kv", "--caches", dest="caches", metavar="LIST", help=CACHES_HELP)
     parser.add_argument(
-        "-c", "--ctx-size", type=int, metavar="N", help="context in tokens; 0: as long as needed (default: %(default)s)"
+        "-c",
+        "--context",
+        "--ctx-size",
+        dest="ctx_size",
+        type=int,
+        metavar="N",
+        help="context in tokens; 0: as long as needed (default: %(default)s)",
     )
     parser.add_argument("-ub", "--ubatch", type=int, metavar="N", help="tokens in a micro-batch (default: %(default)s)")
     parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="0: every processor this process may use")
@@ -60,6 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser, measurement: Measurement) -> 
     for field in dataclasses.fields(KVConfig):
         group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE")
     parser.set_defaults(run=measurement.run, table=measurement.table)
+
+
+def add_keep(parser: argparse.ArgumentParser) -> None:
+    """The option of measurements that can go on where they were."""
+    parser.add_argument(
+        "--keep",
+        metavar="FOLDER",
+        help="keep results in this folder and take from it what is there: an interrupted or extended run goes on",
+    )
+
+
+def named_model(args: argparse.Namespace) -> str:
+    """The model, which may be named in two ways. Raises ConfigError unless it is named once."""
+    named = [name for name in (args.model, args.model_option) if name is not None]
+    if not named:
+        raise ConfigError("no model is named: give --model FILE")
+    if len(named) > 1:
+        raise ConfigError(f"two models are named, {named[0]!r} and {named[1]!r}: give one")
+    return str(named[0])
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -75,8 +105,9 @@ def execute(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> i
     """
     try:
         args = parser.parse_args(argv)
-        args.threads = n_threads(args)
-        result = args.run(args, parse_caches(args.caches, overrides(args)))
+        args.model, args.threads = named_model(args), n_threads(args)
+        caches = args.caches if isinstance(args.caches, str) else ",".join(args.caches)
+        result = args.run(args, parse_caches(caches, overrides(args)))
     except MikvError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ValueError) else 1

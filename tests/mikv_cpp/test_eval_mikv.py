@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from tiny_model import TinyModel, write_tiny_model
 
@@ -11,8 +12,13 @@ from mikv_cpp import bench
 from mikv_cpp.caches import parse_caches
 from mikv_cpp.engine import Models
 from mikv_cpp.errors import ConfigError
-from mikv_cpp.eval import kl
 from mikv_cpp.eval.__main__ import main
+from mikv_cpp.eval.archive import open_archive
+from mikv_cpp.eval.divergence import Scores, log_softmax
+from mikv_cpp.eval.footprint import Footprint
+from mikv_cpp.eval.identity import identify_cache
+from mikv_cpp.eval.passages import Passage, cut_chunks
+from mikv_cpp.eval.scoring import Reference, Scorer, score, scored_logits
 from mikv_cpp.eval.texts import read_text
 
 N_CTX = 512
@@ -23,14 +29,27 @@ def model(tmp_path_factory):
     return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", TinyModel()))
 
 
+class Progress:
+    """A progress bar that nobody sees."""
+
+    total = 0
+
+    def update(self, n):
+        pass
+
+    def set_postfix_str(self, text):
+        pass
+
+
 def measure_kl(model, caches, ubatch=64):
-    with Models(model, n_threads=1) as models:
-        chunks = kl.cut_chunks(models.vocabulary.tokenize(read_text()), N_CTX, 2)
-        engines = [models.open(spec, N_CTX, ubatch) for spec in parse_caches(caches)]
-        scores = [score.summary() for score in kl.measure(engines, chunks, ubatch)]
+    with Models(model, n_threads=1) as models, open_archive(None) as archive:
+        chunks = cut_chunks(models.vocabulary.tokenize(read_text()), N_CTX, 2)
+        scorer = Scorer(models, N_CTX, ubatch, archive, Progress())
+        specs = parse_caches(caches)
+        parts = zip(*(scorer.score(specs, Passage(None, chunk)) for chunk in chunks))
         return {
-            engine.spec.name: {**score, "bits": engine.bits_per_value, "kv": engine.kv and engine.kv.stats()}
-            for engine, score in zip(engines, scores)
+            spec.name: {**Scores.joined([part.scores for part in own]).summary(), **own[0].footprint.fields()}
+            for spec, own in zip(specs, parts)
         }
 
 
@@ -39,29 +58,65 @@ def test_fewer_bits_cost_more_and_take_less(model):
     ladder = [found[name] for name in ("q8", "k4v4r8s0", "k3v3r8s0", "k2v2r8s0")]
     for finer, coarser in zip(ladder, ladder[1:]):
         assert 2 * finer["mean_kl"] < coarser["mean_kl"]
-        assert finer["bits"] > coarser["bits"]
+        assert finer["bits_per_value"] > coarser["bits_per_value"]
     assert found["q8"]["mean_kl"] < 2 * found["q8_0"]["mean_kl"]
 
 
 def test_each_cache_has_its_own_configuration_and_statistics(model):
-    found = measure_kl(model, "f16,q8,k2v2r8s0:sinks=7:window=0,k2v2r8s0:sinks=0:window=0")
-    assert found["f16"]["kv"] is None
-    assert found["q8"]["kv"].tokens_base == 0
-    seven, none = (found[name]["kv"] for name in list(found)[2:])
+    names = ("q8", "k2v2r8s0:sinks=7:window=0", "k2v2r8s0:sinks=0:window=0")
+    with Models(model, n_threads=1) as models:
+        tokens = models.vocabulary.tokenize(read_text())[:N_CTX]
+        q8, seven, none = (models.open(spec, N_CTX, 64) for spec in parse_caches(",".join(names)))
+        for engine in (q8, seven, none):
+            engine.decode(tokens, first_logits=-1)
+        q8, seven, none = (engine.kv.stats() for engine in (q8, seven, none))
+    assert q8.tokens_base == 0
     assert (seven.tokens, seven.tokens_exact, none.tokens_exact) == (N_CTX, 7, 0)
     assert seven.bytes_total > none.bytes_total
 
 
-def test_caches_are_emptied_between_chunks(model):
-    """A chunk's score is the same whether or not another chunk was read before it."""
+def test_bytes_are_those_of_the_cache_itself(model):
+    found = measure_kl(model, "f16,q4_0,k2v2r8s0.2")
+    ours = found["k2v2r8s0.2"]
+    assert ours["bytes_f16"] == found["f16"]["bytes_total"] == found["q4_0"]["bytes_f16"], "the library counts the same cells"
+    assert ours["bits_per_value"] == pytest.approx(16 * ours["bytes_total"] / ours["bytes_f16"])
+
+
+def test_layers_that_stay_llama_cpps_own_count_too(tiny_model):
+    """Gemma3 has windowed layers and full ones; those that are not compressed are the q8_0 that llama.cpp makes of them."""
+    with Models(str(tiny_model(arch="gemma3", n_layer=7)), n_threads=1) as models:
+        f16, ours = (models.open(spec, N_CTX, 64) for spec in parse_caches("f16,mikv"))
+        ours.decode(models.vocabulary.tokenize("Some text."))
+        whole, found, stats = Footprint.of(models, f16), Footprint.of(models, ours), ours.kv.stats()
+    layer_f16 = 2 * 2 * 2 * 64 * N_CTX  # bytes, K and V, heads, head size, cells
+    assert whole.bytes_total == found.bytes_f16 == 7 * layer_f16
+    left_out = 7 - len(stats.by_layer)
+    assert left_out > 0
+    assert found.bytes_total == stats.bytes_total + left_out * layer_f16 * 34 // 64
+    assert found.bits_per_value == pytest.approx(16 * found.bytes_total / found.bytes_f16)
+
+
+def test_another_build_of_the_library_is_another_cache(tmp_path, monkeypatch):
+    spec, plain = parse_caches("mikv,q8_0")
+    before = identify_cache(spec)
+    changed = tmp_path / "libggml-mikv.so"
+    changed.write_bytes(b"another build")
+    monkeypatch.setenv("MIKV_LIBRARY", str(changed))
+    assert identify_cache(spec) != before
+    assert identify_cache(plain) == {"name": "q8_0"}
+
+
+def test_caches_are_emptied_between_passages(model):
+    """A passage's score is the same whether or not another was read on the same context before it."""
     with Models(model, n_threads=1) as models:
-        chunks = kl.cut_chunks(models.vocabulary.tokenize(read_text()), N_CTX, 2)
-        engines = [models.open(spec, N_CTX, 64) for spec in parse_caches("f16,mikv")]
-        both = kl.measure(engines, chunks, 64)[1]
-        second = kl.measure(engines, chunks[1:], 64)[1].summary()
-    n = N_CTX // 2 - 1
-    after_first = sum(part.sum() for part in both.kl[len(both.kl) // 2 :]) / n
-    assert after_first == pytest.approx(second["mean_kl"], rel=1e-6)
+        one, two = (Passage(None, chunk) for chunk in cut_chunks(models.vocabulary.tokenize(read_text()), N_CTX, 2))
+        f16, mikv = (models.open(spec, N_CTX, 64) for spec in parse_caches("f16,mikv"))
+        log_p = np.concatenate([log_softmax(rows) for _, rows in scored_logits(f16, two, 64, lambda _n: None)])
+        reference = Reference(log_p.astype(np.float16), log_p.argmax(axis=-1))
+        fresh = score(mikv, two, 64, reference, lambda _n: None)
+        score(mikv, one, 64, reference, lambda _n: None)
+        again = score(mikv, two, 64, reference, lambda _n: None)
+    np.testing.assert_allclose(again.kl, fresh.kl, rtol=1e-6)
 
 
 def test_a_model_that_cannot_be_compressed_is_refused(tmp_path):

@@ -16,7 +16,8 @@ import pytest
 from mikv_cpp.caches import CacheSpec
 from mikv_cpp.config import KVConfig
 from mikv_cpp.engine import Engine, Models
-from mikv_cpp.eval.kl import cut_chunks, log_softmax
+from mikv_cpp.eval.divergence import log_softmax
+from mikv_cpp.eval.passages import cut_chunks
 from mikv_cpp.eval.texts import read_text
 from mikv_cpp.models import default_model
 from mikv_cpp.native import find_library
