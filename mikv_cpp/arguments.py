@@ -7,7 +7,7 @@ import os
 from typing import Any, NoReturn, Optional
 
 from mikv_cpp.answer import Sampling
-from mikv_cpp.config import DEFAULT_PRESET, POLICIES, KVConfig
+from mikv_cpp.config import DEFAULT_PRESET, POLICIES, KVConfig, named_config
 from mikv_cpp.errors import ConfigError
 
 _CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
@@ -62,7 +62,12 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("KV cache")
     presets = ", ".join([*KVConfig.presets(), "off"])
-    group.add_argument("--kv", default=DEFAULT_PRESET, metavar="PRESET", help=f"one of {presets} (default %(default)s)")
+    group.add_argument(
+        "--kv",
+        default=DEFAULT_PRESET,
+        metavar="NAME",
+        help=f"one of {presets}, or a profile's .toml file (default %(default)s)",
+    )
     group.add_argument("--budget", metavar="BYTES", help='bytes it may take: "25%%" of the f16 cache, 1.5GiB, 800MB')
     group.add_argument("--k-bits", type=int, metavar="N", help="bits of a key that is not refined: 2, 3, 4")
     group.add_argument("--v-bits", type=int, metavar="N", help="the same for a value")
@@ -113,7 +118,7 @@ def kv_setting(options: argparse.Namespace) -> Optional[KVConfig]:
         return None
     if "budget" in changes and "refined_share" in changes:
         raise ConfigError("--budget and --refined-share both say how much is refined: leave one of them out")
-    return KVConfig.preset(options.kv, **changes)
+    return named_config(options.kv, **changes)
 
 
 def check_numbers(options: argparse.Namespace) -> None:

@@ -3,8 +3,9 @@
 list   := cache ("," cache)*
 cache  := plain | mikv
 plain  := "f16" | "q8_0" | "q5_1" | "q5_0" | "q4_1" | "q4_0"     llama.cpp's own, on the plain device
-mikv   := (preset | bits) (":" policy)? (":" field "=" value)*   on the MIKV device
+mikv   := (preset | bits | profile) (":" policy)? (":" field "=" value)*   on the MIKV device
 bits   := "k" K "v" V "r" R ("s" SHARE)?                         K3 V2 refined to 5 bits, 28 %: "k3v2r5s0.28"
+profile := a file whose name ends in .toml                       "my/profile.toml:sinks=0"
 field  := any field of KVConfig: "mikv:sinks=0:center_keys=0"
 """
 
@@ -16,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from mikv_cpp.config import PRESETS, KVConfig
+from mikv_cpp.config import PRESETS, PROFILE, KVConfig
 from mikv_cpp.errors import ConfigError
 
 PLAIN_BITS: Mapping[str, float] = {"f16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}
 BITS = re.compile(r"k(?P<k_bits>\d+)v(?P<v_bits>\d+)r(?P<refined_bits>\d+)(?:s(?P<refined_share>\d*\.?\d+))?")
+PROFILE_PATH = re.compile(rf".+?{re.escape(PROFILE)}(?=:|$)")  # it may have colons of its own
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ def parse_cache(name: str, overrides: Optional[Mapping[str, Any]] = None) -> Cac
     """One cache of the list; see parse_caches."""
     if name in PLAIN_BITS:
         return CacheSpec(name)
-    head, *options = name.split(":")
+    profile = PROFILE_PATH.match(name)
+    head = profile[0] if profile else name.partition(":")[0]
+    options = name[len(head) :].split(":")[1:]
     values: dict[str, Any] = dict(overrides or {})
     match = BITS.fullmatch(head)
     base = KVConfig() if match else preset(head)
@@ -62,11 +66,13 @@ def parse_cache(name: str, overrides: Optional[Mapping[str, Any]] = None) -> Cac
 
 
 def preset(name: str) -> KVConfig:
-    """A preset by name; for an unknown one the error says everything that a cache may be called."""
+    """A preset by name, or the profile in a file; for an unknown one the error says everything that a cache may be called."""
+    if name.endswith(PROFILE):
+        return KVConfig.load(name)
     if name not in PRESETS:
         raise ConfigError(
-            f"unknown cache {name!r}: give one of llama.cpp's own ({', '.join(PLAIN_BITS)}), a preset ({', '.join(PRESETS)}) "
-            "or bits such as k3v2r5s0.28"
+            f"unknown cache {name!r}: give one of llama.cpp's own ({', '.join(PLAIN_BITS)}), a preset ({', '.join(PRESETS)}), "
+            "bits such as k3v2r5s0.28, or a profile's .toml file"
         )
     return PRESETS[name]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Union
 
@@ -90,23 +91,25 @@ class KVConfig:
         group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it.
         layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
             vBITS, rBITS and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are
-            proportions. `python -m mikv_cpp.calibrate` measures such a table for a model.
+            proportions, but a share of 1 is kept. `python -m mikv_cpp.calibrate` measures such a table for a model.
+        protect: keep layers whose keys break at few bits at 8 bits (Qwen2's first layer; see mikv_cpp.fragile).
         budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.
 
     Raises:
         ConfigError: a value that cannot be used.
     """
 
-    k_bits: int = 3
+    k_bits: int = 4
     v_bits: int = 2
     refined_bits: int = 5
-    refined_share: float = 0.28
-    policy: str = "h2o"
+    refined_share: float = 0.12
+    policy: str = "normalized"
     sinks: int = 4
     window: int = 64
     center_keys: bool = True
     group: int = 0
     layers: str = ""
+    protect: bool = True
     budget: Union[str, int, None] = None
 
     def __post_init__(self) -> None:
@@ -124,9 +127,10 @@ class KVConfig:
         if isinstance(self.refined_share, bool) or not isinstance(self.refined_share, (int, float)):
             raise ConfigError(f"refined_share={self.refined_share!r} is not a number: use 0 to 1")
         if not 0 <= self.refined_share <= 1:
-            raise ConfigError(f"refined_share={self.refined_share} is not between 0 and 1: 0.28 refines 28 % of the cells")
-        if not isinstance(self.center_keys, bool):
-            raise ConfigError(f"center_keys={self.center_keys!r} is neither True nor False")
+            raise ConfigError(f"refined_share={self.refined_share} is not between 0 and 1: 0.12 refines 12 % of the cells")
+        for name in ("center_keys", "protect"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is neither True nor False")
         for row in self.layers.split(",") if self.layers else ():
             if not _LAYER_ROW.fullmatch(row):
                 raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
@@ -155,6 +159,27 @@ class KVConfig:
         """Names of the presets, the default first."""
         return list(PRESETS)
 
+    @classmethod
+    def load(cls, path: Union[str, os.PathLike[str]]) -> KVConfig:
+        """The configuration in a profile, a TOML file as `save` and `python -m mikv_cpp.calibrate` write it.
+
+        Raises:
+            ConfigError: the file cannot be read, is not TOML, or has a field or value that cannot be used.
+        """
+        from mikv_cpp.profile import load_profile  # noqa: PLC0415 - profiles are made of configurations
+
+        return load_profile(path).config
+
+    def save(self, path: Union[str, os.PathLike[str]], measured: Optional[Mapping[str, Any]] = None) -> None:
+        """Write a profile; `measured` says where it comes from: names, numbers, and lists of such tables.
+
+        Raises:
+            ConfigError: it cannot be written there.
+        """
+        from mikv_cpp.profile import Profile, save_profile  # noqa: PLC0415 - the same
+
+        save_profile(path, Profile(self, measured or {}))
+
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
@@ -170,36 +195,50 @@ def _check_range(name: str, value: object, largest: int) -> None:
         raise ConfigError(f"{name}={value!r} is not possible: use a whole number from 0 to {largest}")
 
 
-#: One row for each preset. Bits per value are all in (head size 64, long context).
+#: One row for each preset. Bits per value are all in (head size 64, context 2048; longer contexts take up to 0.1 less).
 PRESETS: dict[str, KVConfig] = {
     # 3.7 bits: the default, best quality for its bytes
     "mikv": KVConfig(),
+    # 3.0 bits: the smallest that answers well
+    "mikv-tight": KVConfig(k_bits=3, v_bits=2, refined_share=0.03),
+    # 4.5 bits: about as good as llama.cpp's q8_0
+    "mikv-safe": KVConfig(k_bits=4, v_bits=3, refined_share=0.28),
     # 3.7 bits: the shape of the MiKV paper
-    "paper": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20),
-    # 4.5 bits: retrieval and code, nearer to f16
-    "k4v3": KVConfig(k_bits=4, v_bits=3, refined_bits=8, refined_share=0.10),
-    # 4.6 bits: no token singled out but sinks and window
+    "paper": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20, policy="h2o"),
+    # 4.5 bits: no token singled out but sinks and window
     "sinks": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=0.0, policy="recent"),
-    # 8.5 bits: every token at 8 bits
+    # 8.9 bits: every token at 8 bits
     "q8": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=1.0),
 }
 
 DEFAULT_PRESET = "mikv"
+
+#: How the name of a profile's file ends.
+PROFILE = ".toml"
 
 #: What `Llama(kv=...)` takes.
 KVSetting = Union[KVConfig, str, None]
 
 
 def resolve_config(kv: KVSetting) -> Optional[KVConfig]:
-    """What `Llama(kv=...)` means: None the default preset, "off" llama.cpp's own cache (None here), other text a preset.
+    """What `Llama(kv=...)` means: None the default preset, "off" llama.cpp's own cache (None here), other text a name.
 
     Raises:
-        ConfigError: an unknown preset, or something else altogether.
+        ConfigError: an unknown preset, a profile that cannot be used, or something else altogether.
     """
     if kv is None:
         return KVConfig.preset(DEFAULT_PRESET)
     if isinstance(kv, KVConfig):
         return kv
     if isinstance(kv, str):
-        return None if kv == "off" else KVConfig.preset(kv)
-    raise ConfigError(f'kv={kv!r} is not possible: use a KVConfig, the name of a preset, or "off"')
+        return None if kv == "off" else named_config(kv)
+    raise ConfigError(f'kv={kv!r} is not possible: use a KVConfig, the name of a preset, a profile\'s path, or "off"')
+
+
+def named_config(name: str, **changes: Any) -> KVConfig:
+    """A preset, or (a name that ends in .toml) the profile in that file, with some fields changed.
+
+    Raises:
+        ConfigError: an unknown preset, a profile that cannot be used, or a value that cannot.
+    """
+    return replace(KVConfig.load(name), **changes) if name.endswith(PROFILE) else KVConfig.preset(name, **changes)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import re
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mikv_cpp.errors import ModelError
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_BIAS = re.compile(r"blk\.\d+\.attn_[qk]\.bias")
+_FLOATS: dict[int, type[Any]] = {0: np.float32, 1: np.float16}  # ggml's types
 _LONGEST_KEPT_ARRAY = 4096  # per-layer arrays are kept, vocabularies are skipped
 
 
@@ -33,11 +40,19 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A GGUF model's header. `fields` has the scalar, text and short array fields by their GGUF names."""
+    """A GGUF model's header.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        fields: scalar, text and short array fields by their GGUF names.
+        biases: float32, of the queries and keys where the model has them: "blk.0.attn_k.bias".
+    """
 
     path: Path
     size_bytes: int
     fields: dict[str, Any] = field(repr=False)
+    biases: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @property
     def arch(self) -> str:
@@ -88,6 +103,12 @@ class ModelFile:
                 dim_v = int(self._arch_field("attention.value_length", natural))
                 shapes[AttentionShape(int(n_head_kv), dim_k, dim_v)] += 1
         return shapes
+
+    def rope_frequencies(self, head_dim: int) -> NDArray[np.float64]:
+        """Radians per token by which RoPE turns the pairs of a head, the quickest first; RoPE scaling is left out."""
+        n_turning = int(self._arch_field("rope.dimension_count", head_dim))
+        base = float(self._arch_field("rope.freq_base", 10000.0))
+        return np.asarray(base ** (-np.arange(min(n_turning, head_dim) // 2) * 2.0 / max(n_turning, 1)), np.float64)
 
     def f16_bytes(self, n_cells: int) -> int:
         """Bytes of llama.cpp's f16 cache of n_cells tokens, every layer at full length."""
@@ -149,20 +170,30 @@ class _Reader:
             value = self._value(self._number("<I"))
             if value is not None:
                 fields[name] = value
-        self._check_tensors(n_tensors, max(int(fields.get("general.alignment", 32)), 1))
-        return ModelFile(self._path, len(self._data), fields)
+        biases = self._tensors(n_tensors, max(int(fields.get("general.alignment", 32)), 1))
+        return ModelFile(self._path, len(self._data), fields, biases)
 
-    def _check_tensors(self, n_tensors: int, alignment: int) -> None:
-        """Every tensor's data must begin inside the file; llama.cpp checks where the last one ends."""
+    def _tensors(self, n_tensors: int, alignment: int) -> dict[str, NDArray[np.float32]]:
+        """The biases among the tensors. Every tensor's data must begin inside the file; llama.cpp checks where the last one ends."""
         last_offset = -1
+        found: dict[str, tuple[int, int, int]] = {}  # values, type, offset
         for _ in range(n_tensors):
-            self._string()
-            n_dims = self._number("<I")
-            self._take(8 * n_dims + 4)
-            last_offset = max(last_offset, self._number("<Q"))
+            name = self._string()
+            sizes = [self._number("<Q") for _ in range(self._number("<I"))]
+            kind, offset = self._number("<I"), self._number("<Q")
+            last_offset = max(last_offset, offset)
+            if _BIAS.fullmatch(name) and kind in _FLOATS:
+                found[name] = (math.prod(sizes), kind, offset)
         data_start = -(-self._at // alignment) * alignment
         if last_offset >= 0 and data_start + last_offset >= len(self._data):
             raise self._damaged()
+        return {name: self._floats(n, _FLOATS[kind], data_start + offset) for name, (n, kind, offset) in found.items()}
+
+    def _floats(self, n: int, kind: type[Any], begin: int) -> NDArray[np.float32]:
+        size_bytes = n * np.dtype(kind).itemsize
+        if begin + size_bytes > len(self._data):
+            raise self._damaged()
+        return np.frombuffer(self._data[begin : begin + size_bytes], dtype=kind).astype(np.float32)
 
     def _value(self, kind: int) -> Any:
         """One value; None for an array that is too long to keep."""

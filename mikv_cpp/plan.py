@@ -8,6 +8,7 @@ from typing import Optional
 
 from mikv_cpp.config import KVConfig, parse_budget
 from mikv_cpp.errors import BudgetError, ConfigError
+from mikv_cpp.fragile import protected
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape
@@ -21,7 +22,7 @@ class Plan:
     """A cache before it is made.
 
     Attributes:
-        config: how it stores its tokens; of a share of the f16 cache only refined_share is left.
+        config: how it stores its tokens, fragile layers protected; of a share of the f16 cache only refined_share is left.
         shape: head sizes and counts, if all layers agree and they are known; else None, and the graph teaches them.
         budget_bytes: bytes the whole cache may take, 0 if refined_share decides.
         size_bytes: bytes it will take, 0 if unknown.
@@ -56,6 +57,7 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
         ConfigError: no codec serves the model's head size.
     """
     shapes = cache_shapes(model, n_ctx)
+    config = protected(config, model)
     for shape in shapes:
         for dim in (shape.head_dim_k, shape.head_dim_v):
             if dim <= 0 or dim % _HEAD_DIM_UNIT:
@@ -88,7 +90,7 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
         if library is None or config is None:
             needed = model.f16_bytes(n_cells(n_ctx))
         else:
-            needed = _bytes(library, replace(config, budget=None), cache_shapes(model, n_ctx))
+            needed = _bytes(library, replace(protected(config, model), budget=None), cache_shapes(model, n_ctx))
         if needed <= room:
             break
         n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING

@@ -56,6 +56,7 @@ int least_slots(const mikv_config & c, const mikv_shape & s) {
 struct HeadChoice {
     int   k_bits, v_bits, refined_bits;
     float share;
+    bool  all = false; // refined whatever the budget
 };
 
 HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_slots) {
@@ -74,6 +75,7 @@ void apply(const LayerChoice & row, HeadChoice & choice) {
     choice.v_bits       = row.v_bits ? row.v_bits : choice.v_bits;
     choice.refined_bits = row.refined_bits ? row.refined_bits : choice.refined_bits;
     choice.share        = row.refined_share >= 0.0f ? row.refined_share : choice.share;
+    choice.all          = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
 }
 
 // [n_layer][n_head_kv]
@@ -94,16 +96,21 @@ std::vector<HeadChoice> choices_of(const mikv_config & c, const mikv_shape & s, 
     return choices;
 }
 
+float largest_share(const std::vector<HeadChoice> & choices) {
+    float largest = 0;
+    for (const HeadChoice & choice : choices) {
+        largest = choice.all ? largest : std::max(largest, choice.share);
+    }
+    return largest;
+}
+
 // Slots by shares: `cells` for the largest share, the others in proportion; never fewer than `least`, nor more than cells.
 CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::vector<HeadChoice> & choices, double cells) {
-    double largest = 0;
-    for (const HeadChoice & choice : choices) {
-        largest = std::max(largest, double(choice.share));
-    }
-    CacheLayout layout;
+    const double largest = largest_share(choices);
+    CacheLayout  layout;
     layout.n_head_kv = s.n_head_kv;
     for (const HeadChoice & choice : choices) {
-        const double wanted = largest > 0 ? cells * double(choice.share) / largest : cells;
+        const double wanted = choice.all ? s.n_cells : largest > 0 ? cells * double(choice.share) / largest : cells;
         const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));
         layout.heads.push_back(layout_with(c, s, choice, std::max(most, least_slots(c, s))));
     }
@@ -115,14 +122,14 @@ CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::v
 mikv_config default_config() {
     mikv_config c;
     std::memset(&c, 0, sizeof(c));
-    c.k_bits        = 3;
+    c.k_bits        = 4;
     c.v_bits        = 2;
     c.refined_bits  = 5;
-    c.refined_share = 0.28f;
+    c.refined_share = 0.12f;
     c.sinks         = 4;
     c.window        = 64;
     c.center_keys   = 1;
-    std::strcpy(c.policy, "h2o");
+    std::strcpy(c.policy, "normalized");
     return c;
 }
 
@@ -205,12 +212,8 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
                     shape.head_dim_k, shape.head_dim_v);
     }
     const std::vector<HeadChoice> choices = choices_of(config, shape, layers);
-    float                         share   = 0;
-    for (const HeadChoice & choice : choices) {
-        share = std::max(share, choice.share);
-    }
     if (config.budget_bytes == 0) {
-        *layout = layout_for(config, shape, choices, double(share) * shape.n_cells);
+        *layout = layout_for(config, shape, choices, double(largest_share(choices)) * shape.n_cells);
         return MIKV_OK;
     }
     const int64_t smallest = planned_bytes(layout_for(config, shape, choices, 0), shape);

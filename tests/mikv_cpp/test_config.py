@@ -18,11 +18,12 @@ from mikv_cpp.config import PRESETS, parse_budget
 def test_presets_are_what_the_readme_says() -> None:
     rows = {name: (c.k_bits, c.v_bits, c.refined_bits, c.refined_share, c.policy) for name, c in PRESETS.items()}
     assert rows == {
-        "mikv": (3, 2, 5, 0.28, "h2o"),
+        "mikv": (4, 2, 5, 0.12, "normalized"),
+        "mikv-tight": (3, 2, 5, 0.03, "normalized"),
+        "mikv-safe": (4, 3, 5, 0.28, "normalized"),
         "paper": (2, 2, 8, 0.20, "h2o"),
-        "k4v3": (4, 3, 8, 0.10, "h2o"),
         "sinks": (4, 4, 8, 0.0, "recent"),
-        "q8": (4, 4, 8, 1.0, "h2o"),
+        "q8": (4, 4, 8, 1.0, "normalized"),
     }
     assert all((c.sinks, c.window, c.center_keys, c.budget) == (4, 64, True, None) for c in PRESETS.values())
     assert KVConfig.presets()[0] == "mikv"
@@ -68,7 +69,7 @@ def test_impossible_values_are_named_with_the_remedy(fields: dict[str, Any], wor
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'best': use one of mikv, paper, k4v3, sinks, q8"):
+    with pytest.raises(ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, paper, sinks, q8"):
         KVConfig.preset("best")
 
 

@@ -85,7 +85,7 @@ def test_command_line(model, capsys):
     ("arguments", "sentence"),
     [
         (["q8_0", "q8_0"], "q8_0 and q8_0 are not two different caches"),
-        (["mikv", "k3v2r5s0.28"], "not two different caches"),
+        (["mikv", "k4v2r5s0.12"], "not two different caches"),
         (["q8_0", "q4_0", "--block", "0"], "--block 0"),
         (["q8_0", "q4_0", "--block", "64"], "only 1 blocks of 64.*more --chunks"),
         (["q8_0"], "required: CACHE"),
