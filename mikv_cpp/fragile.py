@@ -1,8 +1,8 @@
 """Layers whose keys break at few bits, found in the model file; they are kept at 8 bits.
 
-Some models (Qwen2 above all) add a large bias to queries and keys. RoPE turns the bias with the position, so subtracting a block's
-mean key removes only what turns little within the block. The rest widens the range that the codes must span, and rounding then
-shifts the logits. Both biases stand in the GGUF file, so the shift can be predicted before anything is loaded.
+Some models (Qwen2 above all) add a large bias to queries and keys. RoPE turns the bias with the position, so subtracting a
+block's mean key removes only what turns little within the block. The rest widens the range that the codes must span, and
+rounding then shifts the logits. Both biases stand in the GGUF file, so the shift can be predicted before anything is loaded.
 """
 
 from __future__ import annotations

@@ -174,7 +174,10 @@ class _Reader:
         return ModelFile(self._path, len(self._data), fields, biases)
 
     def _tensors(self, n_tensors: int, alignment: int) -> dict[str, NDArray[np.float32]]:
-        """The biases among the tensors. Every tensor's data must begin inside the file; llama.cpp checks where the last one ends."""
+        """The biases among the tensors.
+
+        Every tensor's data must begin inside the file; llama.cpp checks where the last one ends.
+        """
         last_offset = -1
         found: dict[str, tuple[int, int, int]] = {}  # values, type, offset
         for _ in range(n_tensors):

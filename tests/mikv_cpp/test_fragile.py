@@ -45,7 +45,7 @@ def bias(pair: int, size: float, head: int = 0) -> NDArray[Any]:
 
 
 def measured_shift(size: float, pair: int, k_bits: int, center: bool, query: float) -> float:
-    """Standard deviation of the logits' shift: turned keys, centred, rotated, through the codec; random queries of that norm."""
+    """Standard deviation of the logits' shift: turned keys, centred, rotated, coded; random queries of that norm."""
     rng = np.random.default_rng(1)
     angle = np.arange(128) * 1e6 ** (-2.0 * pair / DIM)
     keys = rng.normal(size=(128, DIM)) * 1e-3
