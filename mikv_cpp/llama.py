@@ -1,4 +1,4 @@
-"""`Llama`: a llama_cpp.Llama whose KV cache is kept in mixed precision. The only file that knows llama_cpp."""
+"""`Llama`: a llama_cpp.Llama whose KV cache is kept in mixed precision. Only this file and engine.py know llama_cpp."""
 
 from __future__ import annotations
 
@@ -175,7 +175,8 @@ class Llama(llama_cpp.Llama):
 
     Args:
         model_path: a GGUF file.
-        kv: a KVConfig, the name of a preset, None for the preset "mikv", or "off" for llama.cpp's own cache.
+        kv: a KVConfig, the name of a preset or of a profile's .toml file, None for the preset "mikv", or "off" for
+            llama.cpp's own cache.
         on_load: called with the share of the model that is loaded, 0 to 1.
         kwargs: everything else that llama_cpp.Llama takes.
 

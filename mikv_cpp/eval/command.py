@@ -29,9 +29,9 @@ class Measurement(Protocol):
 
 
 CACHES_HELP = (
-    f"what to compare, separated by commas: llama.cpp's own ({', '.join(PLAIN_BITS)}), presets ({', '.join(PRESETS)}), or bits "
-    "such as k3v2r5s0.28 (3-bit keys, 2-bit values, 28 %% refined to 5 bits); :POLICY and :FIELD=VALUE may follow "
-    "(default: %(default)s)"
+    f"what to compare, separated by commas: llama.cpp's own ({', '.join(PLAIN_BITS)}), presets ({', '.join(PRESETS)}), bits "
+    "such as k3v2r5s0.28 (3-bit keys, 2-bit values, 28 %% refined to 5 bits), or a profile's .toml file; :POLICY and "
+    ":FIELD=VALUE may follow (default: %(default)s)"
 )
 
 

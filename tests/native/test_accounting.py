@@ -59,17 +59,15 @@ def test_layers_add_up(config, shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "most"), [(Shape(30, 3, 8192, 1, 64, 64), 0.245), (Shape(28, 2, 8192, 1, 128, 128), 0.24)], ids=("64", "128")
+    ("shape", "most"), [(Shape(30, 3, 8192, 1, 64, 64), 0.230), (Shape(28, 2, 8192, 1, 128, 128), 0.227)], ids=("64", "128")
 )
-def test_a_fifth_refined_takes_a_quarter_of_f16(shape, most):
-    """The bar: 20 % refined to 8 bits, the rest at 2, all metadata included; staging (512 tokens) adds at most 0.25 %."""
+def test_a_fifth_refined_takes_less_than_a_quarter_of_f16(shape, most):
+    """20 % refined to 8 bits, the rest at 2: all metadata and the staging of 512 tokens included."""
     with NativeCache(PAPER, shape) as cache:
         cache.step(0, Scene(shape).step([0] * 512))
         stats = cache.stats()
         assert stats.bytes_staging > 0
-        kept = stats.bytes_total - stats.bytes_staging
-        assert kept <= most * stats.bytes_f16, f"{kept / stats.bytes_f16:.2%} of f16"
-        assert stats.bytes_staging <= 0.0025 * stats.bytes_f16
+        assert stats.bytes_total <= most * stats.bytes_f16, f"{stats.bytes_total / stats.bytes_f16:.2%} of f16"
 
 
 @pytest.mark.parametrize(("config", "shape"), LAYOUTS)

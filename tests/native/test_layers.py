@@ -90,6 +90,16 @@ def test_a_budget_is_spent_in_proportion_to_the_shares():
         assert 0.995 * budget < size[0] <= budget
 
 
+def test_a_share_of_one_is_kept_whatever_the_budget():
+    shape = Shape(n_layer=3, n_head_kv=2, n_cells=2000, head_dim_k=64, head_dim_v=64)
+    budget = config_bytes(replace(CONFIG, refined_share=0.45), shape)
+    with NativeCache(CONFIG, shape, budget_bytes=budget, layers="0:s1") as cache:
+        slots = [cache.layer_stats(i).n_slots // 2 for i in range(3)]
+        assert slots[0] == 2000
+        assert slots[1] == slots[2]
+        assert 300 < slots[1] < 400  # what is left of 3 x 45 %
+
+
 def test_too_small_a_budget_is_refused_with_the_least_that_does():
     with pytest.raises(NativeError) as error:
         NativeCache(CONFIG, SHAPE, budget_bytes=1000, layers="1:k4")

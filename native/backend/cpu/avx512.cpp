@@ -13,7 +13,7 @@ namespace mikv {
 
 namespace {
 
-// Conversions between bytes, integers and floats go by halves, for emulation (SIMDe 0.7.4) has no others. Only that of
+// Conversions between bytes, integers and floats go by halves, for emulation (SIMDe, tests/native/simde) has no others. Only that of
 // load_codes is in an inner loop.
 struct Avx512 {
     using F = __m512;
