@@ -20,8 +20,9 @@ from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError, M
 
 if TYPE_CHECKING:
     from mikv_cpp.cache import KVCache, KVStats, LayerStats
-    from mikv_cpp.llama import Llama, register_policy
+    from mikv_cpp.llama import Llama
     from mikv_cpp.native import PolicyQuery, find_library
+    from mikv_cpp.plugin import register_policy
 
 try:
     __version__ = version("mikv-cpp")
@@ -53,7 +54,7 @@ _LATER = {
     "Llama": "llama",
     "PolicyQuery": "native",
     "find_library": "native",
-    "register_policy": "llama",
+    "register_policy": "plugin",
 }
 
 

@@ -24,9 +24,9 @@ from mikv_cpp.cache import KVCache
 from mikv_cpp.caches import PLAIN_BITS, CacheSpec
 from mikv_cpp.config import KVConfig
 from mikv_cpp.errors import ConfigError, MikvError, ModelError
-from mikv_cpp.llama import device_list, mikv_device, native_library, silence_log
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import plan_cache
+from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_log
 
 CACHE_TYPES = {name: getattr(api, f"GGML_TYPE_{name.upper()}") for name in PLAIN_BITS}
 MIKV_TYPE = "q8_0"  # the logical type where the head size is not known: llama.cpp rotates keys and values for it

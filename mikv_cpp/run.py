@@ -105,7 +105,8 @@ def _is_raw(options: argparse.Namespace, model: ModelFile) -> bool:
 
 def _load(options: argparse.Namespace, model: ModelFile, config: Optional[KVConfig]) -> Llama:
     # Only now: help and bad options should be answered without llama.cpp.
-    from mikv_cpp.llama import Llama, native_library, silence_log  # noqa: PLC0415
+    from mikv_cpp.llama import Llama  # noqa: PLC0415
+    from mikv_cpp.plugin import native_library, silence_log  # noqa: PLC0415
 
     if not options.verbose:
         silence_log()

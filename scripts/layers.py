@@ -33,7 +33,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
 STRANGERS = {
     "cffi": {"mikv_cpp/native.py"},
     "_cffi_backend": {"mikv_cpp/native.py"},
-    "llama_cpp": {"mikv_cpp/llama.py", "mikv_cpp/engine.py"},
+    "llama_cpp": {"mikv_cpp/plugin.py", "mikv_cpp/llama.py", "mikv_cpp/engine.py"},
 }
 REFERENCE_IMPORTS = {"numpy"}  # besides the standard library and itself
 

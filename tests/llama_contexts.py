@@ -11,7 +11,7 @@ import llama_cpp.llama_cpp as api
 import numpy as np
 
 from mikv_cpp.config import KVConfig
-from mikv_cpp.llama import device_list, mikv_device, native_library, silence_log
+from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_log
 
 TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikv_cpp.llama import native_library
+from mikv_cpp.plugin import native_library
 
 _library = native_library()
 ffi, lib = _library._ffi, _library._lib

@@ -10,10 +10,10 @@ from mikv_cpp.config import BASE_BITS, KVConfig, parse_budget
 from mikv_cpp.engine import Engine
 from mikv_cpp.errors import BudgetError, ConfigError
 from mikv_cpp.fragile import fragile_layers, protected
-from mikv_cpp.llama import native_library
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape
 from mikv_cpp.plan import in_mib, n_cells
+from mikv_cpp.plugin import native_library
 
 
 class Sizes:

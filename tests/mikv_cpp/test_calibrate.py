@@ -33,9 +33,9 @@ from mikv_cpp.calibrate.allocation import (
 from mikv_cpp.calibrate.search import Search, Terms
 from mikv_cpp.eval.__main__ import main as eval_main
 from mikv_cpp.eval.divergence import Scores
-from mikv_cpp.llama import native_library
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import plan_cache
+from mikv_cpp.plugin import native_library
 
 N_LAYER, N_USE, BUDGET = 6, 8192, 38_000
 harm_values = st.floats(0, 1, allow_subnormal=False)

@@ -24,7 +24,7 @@ from mikv_cpp import (
     StateError,
     register_policy,
 )
-from mikv_cpp import llama as module
+from mikv_cpp import plugin as module
 from mikv_cpp.config import POLICIES
 
 Writer = Callable[..., Path]
@@ -133,14 +133,14 @@ def test_a_share_is_kept_with_sliding_windows_too(tiny_model: Writer) -> None:
 
 
 def test_layers_have_their_own_bits(tiny_model: Writer) -> None:
-    llm = _load(tiny_model(n_layer=3), kv=KVConfig(window=8, refined_share=0.1, layers="1:k4v4r8s0.5"))
+    llm = _load(tiny_model(n_layer=3), kv=KVConfig(window=8, refined_share=0.1, layers="1:k3v3r8s0.5"))
     llm.eval(llm.tokenize(TEXT.encode()))
     rows = {row.layer: row for row in llm.kv.stats().by_layer}
-    assert [rows[layer].k_bits for layer in (0, 1, 2)] == [3, 4, 3]
+    assert [rows[layer].k_bits for layer in (0, 1, 2)] == [4, 3, 4]
     assert [rows[layer].refined_bits for layer in (0, 1, 2)] == [5, 8, 5]
     assert rows[1].n_slots > 4 * rows[0].n_slots
     assert rows[0].bytes_total == rows[2].bytes_total < rows[1].bytes_total
-    assert set(np.unique(llm.kv.precision_map(1))) == {4, 8, 16}
+    assert set(np.unique(llm.kv.precision_map(1))) == {3, 8, 16}
 
 
 def test_a_windowed_cache_is_told_apart_whatever_came_before(tiny_model: Writer) -> None:
@@ -286,9 +286,9 @@ def test_a_python_policy_decides(tiny_model: Writer) -> None:
     llm.eval(list(TEXT.encode()))
     bits = llm.kv.precision_map(0)
     assert (bits[:, :64] == 5).all()  # about 100 rows are refined: the oldest, and the window
-    assert (bits[:, 128:-16] == 3).all()
+    assert (bits[:, 128:-16] == 4).all()
     assert {query.head for query in asked} == {0, 1}
-    assert all(query.cell.shape == query.born.shape == query.mass.shape for query in asked)
+    assert all(query.cell.shape == query.born.shape == query.mass.shape == query.value_norm.shape for query in asked)
 
 
 def test_a_policy_can_be_replaced(tiny_model: Writer) -> None:
@@ -303,7 +303,7 @@ def test_a_policy_can_be_replaced(tiny_model: Writer) -> None:
     llm.eval(list(TEXT.encode()))
     bits = llm.kv.precision_map(0)
     assert (bits[:, :64] == 5).all()  # the second one ranks the oldest first
-    assert (bits[:, -64:] == 3).all()
+    assert (bits[:, -64:] == 4).all()
 
 
 def test_a_python_policy_that_fails_is_reported_once(tiny_model: Writer, caplog: pytest.LogCaptureFixture) -> None:

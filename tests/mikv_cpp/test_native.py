@@ -9,8 +9,8 @@ import pytest
 
 from mikv_cpp import BudgetError, ConfigError, KVConfig, LibraryError
 from mikv_cpp.config import POLICIES, PRESETS
-from mikv_cpp.llama import native_library
 from mikv_cpp.native import Library, Shape, find_library
+from mikv_cpp.plugin import native_library
 
 SHAPE = Shape(n_layer=2, n_head_kv=2, n_cells=1024, n_stream=1, head_dim_k=64, head_dim_v=64)
 

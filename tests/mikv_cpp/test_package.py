@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 
 import mikv_cpp
-from mikv_cpp import arguments, llama
+from mikv_cpp import arguments, plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_llama_cpp_python_is_pinned_to_the_version_that_is_checked() -> None:
     pins = re.findall(r'"llama-cpp-python==([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert pins == [llama.LLAMA_CPP_VERSION]
+    assert pins == [plugin.LLAMA_CPP_VERSION]
 
 
 def test_everything_announced_is_there() -> None:

@@ -1,0 +1,155 @@
+"""The plug-in in llama-cpp-python's ggml: found, loaded, its device named; and llama.cpp's log."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mikv_cpp.errors import LibraryError
+from mikv_cpp.native import Library, PolicyQuery
+
+LLAMA_CPP_VERSION = "0.3.36"  # pyproject.toml pins the same; tests compare the two
+
+try:
+    import llama_cpp
+    import llama_cpp.llama_cpp as api
+except (ImportError, OSError, RuntimeError) as _error:
+    raise LibraryError(
+        f"llama-cpp-python {LLAMA_CPP_VERSION} cannot be loaded ({_error}): `pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
+    ) from _error
+
+_DEVICE_PREFIX = b"MIKV"
+_DEVICE = b"MIKV0"
+_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
+
+
+# --- ggml and the plug-in -----------------------------------------------------------------------------------------------------
+
+
+def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the ggml that libllama uses, found through libllama itself: its folder holds further copies of ggml."""
+    library: Any = api._lib
+    if (
+        sys.platform == "win32"
+    ):  # there, a library does not show what it links to; ggml.dll and ggml-base.dll are loaded already
+        folder = Path(api.__file__).parent / "lib"
+        both = [ctypes.CDLL(str(folder / file)) for file in ("ggml.dll", "ggml-base.dll")]
+        library = next(part for part in both if hasattr(part, name))
+    return ctypes.CFUNCTYPE(result, *arguments)((name, library))
+
+
+def check_version() -> None:
+    """Refuse any llama-cpp-python but the one that the native library was built for.
+
+    Raises:
+        LibraryError: another version is installed.
+    """
+    found = llama_cpp.__version__
+    if found != LLAMA_CPP_VERSION:
+        raise LibraryError(
+            f"llama-cpp-python {found} is installed, but mikv_cpp needs {LLAMA_CPP_VERSION}: "
+            f"`pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
+        )
+
+
+@functools.cache
+def native_library() -> Library:
+    """The native library, loaded once.
+
+    Raises:
+        LibraryError: it is missing, or of another ggml or llama-cpp-python.
+    """
+    check_version()
+    return Library(_ggml("ggml_version", ctypes.c_char_p)().decode())
+
+
+def mikv_device() -> int:
+    """Address of the MIKV device, registering it with ggml the first time.
+
+    Raises:
+        LibraryError: llama.cpp refuses the plug-in.
+    """
+    library = native_library()
+    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    if not by_name(_DEVICE):
+        with ErrorLog(forward=False) as log:
+            _ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
+        if not by_name(_DEVICE):
+            reason = library.last_error() or log.first or "it registered no device"
+            raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")
+    return int(by_name(_DEVICE))
+
+
+def plain_devices() -> list[int]:
+    """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
+    get = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = _ggml("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    kind = _ggml("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    every = [get(i) for i in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)())]
+    return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
+
+
+def device_list(devices: Sequence[int]) -> Any:
+    """The NULL-terminated array that llama_model_params.devices points to; the caller keeps it alive."""
+    return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+
+
+def register_policy(name: str, rank: Callable[[PolicyQuery], NDArray[np.float32]]) -> None:
+    """Make a Python function the policy called `name`, in the place of one that was registered so before.
+
+    rank(query) gets a PolicyQuery of n rows and returns float32 [n]: rows with the highest priority keep or get refinement.
+    It is called at commits, from llama.cpp's worker threads; if it fails, the failure is logged once and the rows get
+    priority 0.
+
+    Raises:
+        ConfigError: the name of a built-in policy, or one that cannot be used.
+    """
+    native_library().register_policy(name, rank)
+
+
+# --- llama.cpp's log ----------------------------------------------------------------------------------------------------------
+
+
+class ErrorLog:
+    """While it is open, the first error in llama.cpp's log is kept: later ones are its echo. The log is one per process.
+
+    forward: pass every line on to where it went before.
+    """
+
+    def __init__(self, forward: bool = True) -> None:
+        self.first = ""
+        self._forward = forward
+        self._before = api.llama_log_callback()
+        self._before_data = ctypes.c_void_p()
+        self._callback = api.llama_log_callback(self._keep)
+
+    def __enter__(self) -> ErrorLog:
+        api.llama_log_get(ctypes.byref(self._before), ctypes.byref(self._before_data))
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        api.llama_log_set(self._before, self._before_data)
+
+    def _keep(self, level: int, text: bytes, _data: Any) -> None:
+        if level == _LOG_ERROR and text.strip() and not self.first:
+            self.first = text.decode(errors="replace").strip().split("\n")[-1]
+        if self._forward and self._before:
+            self._before(level, text, self._before_data)
+
+
+_no_log = api.llama_log_callback(lambda _level, _text, _data: None)
+
+
+def silence_log() -> None:
+    """Drop all log lines of llama.cpp from now on, for the whole process. Errors still reach the exceptions."""
+    api.llama_log_set(_no_log, ctypes.c_void_p(0))
