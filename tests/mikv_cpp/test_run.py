@@ -212,7 +212,8 @@ class _Terminal:
                 self.seen += os.read(self._fd, 65536).decode(errors="replace")
             except OSError:  # the other end is closed
                 if words not in self.seen:
-                    raise AssertionError(f"{words!r} did not come, but: {self.seen!r}") from None
+                    status = self.process.wait(20)
+                    raise AssertionError(f"{words!r} did not come before the end ({status}), but: {self.seen!r}") from None
         before, self.seen = self.seen.split(words, 1)
         return before
 
@@ -227,33 +228,19 @@ class _Terminal:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="skipped: no pseudo-terminals on Windows")
-def test_chat_at_a_terminal(python: str, python_environment: dict[str, str], tiny_model: Writer) -> None:
-    model = tiny_model(chat_template=True, n_ctx_train=100_000)
-    command = [
-        python,
-        "-m",
-        "mikv_cpp.run",
-        str(model),
-        "-c",
-        "65536",
-        "--temp",
-        "2",
-        "--top-k",
-        "0",
-        "--min-p",
-        "0",
-        "-n",
-        "30000",
-    ]
+def test_chat_at_a_terminal(python: str, python_environment: dict[str, str], smollm: Path) -> None:
+    story = "Tell a very long story about a river."  # many times longer than the half second that it may take
+    command = [python, "-m", "mikv_cpp.run", str(smollm), "-c", "4096", "--temp", "0", "-n", "3000"]
     terminal = _Terminal(command, {**python_environment, "TERM": "dumb", "NO_COLOR": "1"})
     try:
         terminal.expect("> ")
-        terminal.type("hello\n")
-        terminal.expect("hello\r\n")
+        terminal.type(f"{story}\n")
+        terminal.expect(f"{story}\r\n")
         time.sleep(0.5)
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect("> ")
         assert terminal.process.poll() is None
+        time.sleep(0.5)  # a signal between the prompt and the wait for a line is only seen with the next line
         terminal.process.send_signal(signal.SIGINT)  # at the prompt
         terminal.expect("/exit or Ctrl-D leaves")
         terminal.type("/stats\n")
