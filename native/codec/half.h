@@ -1,4 +1,4 @@
-// f16 <-> f32 on bits, with directed rounding: a scale must not be below its group's range, a minimum not above.
+// f16 <-> f32 on bits, with directed rounding: a range must not be below its group's.
 #pragma once
 
 #include "codec/dialect.h"
@@ -33,15 +33,6 @@ MIKV_FN uint16_t half_truncate(float value) {
     }
     const float scaled = MIKV_BITCAST(float, magnitude) * 16777216.0f; // 2^24: subnormals count in these steps
     return uint16_t(sign | uint16_t(scaled));
-}
-
-// The largest f16 that is not above value; value within +-half_max.
-MIKV_FN uint16_t half_below(float value) {
-    const uint16_t h = half_truncate(value);
-    if (half_to_float(h) <= value) {
-        return h;
-    }
-    return uint16_t(h == 0x8000u || h == 0 ? 0x8001u : h + 1); // negative: away from zero
 }
 
 // The smallest f16 that is not below value; value within +-half_max.

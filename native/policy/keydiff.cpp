@@ -16,10 +16,4 @@ float first_keydiff(const float * key, const float * mean, int dim) {
     return norms > 0.0f ? 1.0f - product / norms : 1.0f;
 }
 
-void rank_keydiff(void *, const mikv_policy_query * query, float * priority) {
-    for (int i = 0; i < query->n; i++) {
-        priority[i] = query->mass[i]; // what first_keydiff said
-    }
-}
-
 } // namespace mikv

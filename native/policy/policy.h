@@ -21,21 +21,20 @@ struct Policy {
     mikv_policy_fn rank; // writes priority[query->n]
     void *         user;
     Fold           fold;
-    bool           weighs; // priorities are weights, 0 or above: "*v" behind the name multiplies them with the value's norm
+    bool           weighs;     // priorities are weights, 0 or above: "*v" behind the name multiplies them with the value's norm
+    bool           reads_norm; // wants mikv_policy_query.value_norm, which is then estimated
     float (*first)(const float * key, const float * mean,
                    int dim); // a row's score at the start, or null: the attention it drew
 };
 
-// Accumulated attention: heavy hitters (H2O, arXiv 2306.14048; MiKV's importance, arXiv 2402.18096).
+// By the score as it is. Folded as a sum, accumulated attention: heavy hitters (H2O, arXiv 2306.14048; MiKV's importance, arXiv 2402.18096).
+// As a peak, rows that mattered once and may again (DefensiveKV's worst case, arXiv 2510.13334).
 void rank_h2o(void * user, const mikv_policy_query * query, float * priority);
 // The same divided by the queries that could see the row, so that early rows have no advantage (ZipCache, arXiv 2405.14256).
 void rank_normalized(void * user, const mikv_policy_query * query, float * priority);
 // Attention of the latest queries, pooled over neighbouring cells (SnapKV, arXiv 2404.14469, with a window that fades).
 void rank_snapkv(void * user, const mikv_policy_query * query, float * priority);
-// The most attention a row ever drew: rows that matter once and may again (DefensiveKV's worst case, arXiv 2510.13334).
-void rank_peak(void * user, const mikv_policy_query * query, float * priority);
-// Keys unlike the mean key, whatever the queries (KeyDiff, arXiv 2504.15364): for prompts that are reused.
-void  rank_keydiff(void * user, const mikv_policy_query * query, float * priority);
+// The score of keys unlike the mean key, whatever the queries (KeyDiff, arXiv 2504.15364): for prompts that are reused.
 float first_keydiff(const float * key, const float * mean, int dim);
 // Youngest first: a plain recency window (StreamingLLM, arXiv 2309.17453, once sinks are exact).
 void rank_recent(void * user, const mikv_policy_query * query, float * priority);

@@ -12,13 +12,13 @@ namespace mikv {
 namespace {
 
 const Policy builtin[] = {
-    {"h2o", rank_h2o, nullptr, Fold::sum, true, nullptr},
-    {"normalized", rank_normalized, nullptr, Fold::sum, true, nullptr},
-    {"snapkv", rank_snapkv, nullptr, Fold::window, true, nullptr},
-    {"peak", rank_peak, nullptr, Fold::peak, true, nullptr},
-    {"keydiff", rank_keydiff, nullptr, Fold::fixed, true, first_keydiff},
-    {"recent", rank_recent, nullptr, Fold::sum, false, nullptr},
-    {"random", rank_random, nullptr, Fold::sum, false, nullptr},
+    {"h2o", rank_h2o, nullptr, Fold::sum, true, false, nullptr},
+    {"normalized", rank_normalized, nullptr, Fold::sum, true, false, nullptr},
+    {"snapkv", rank_snapkv, nullptr, Fold::window, true, false, nullptr},
+    {"peak", rank_h2o, nullptr, Fold::peak, true, false, nullptr},
+    {"keydiff", rank_h2o, nullptr, Fold::fixed, true, false, first_keydiff},
+    {"recent", rank_recent, nullptr, Fold::sum, false, false, nullptr},
+    {"random", rank_random, nullptr, Fold::sum, false, false, nullptr},
 };
 constexpr int n_builtin = sizeof(builtin) / sizeof(builtin[0]);
 
@@ -94,7 +94,7 @@ bool policy_register(const char * name, mikv_policy_fn rank, void * user) {
             return true;
         }
     }
-    registered.push_back({name, {nullptr, rank, user, Fold::sum, true, nullptr}});
+    registered.push_back({name, {nullptr, rank, user, Fold::sum, true, true, nullptr}});
     registered.back().policy.name = registered.back().name.c_str();
     return true;
 }

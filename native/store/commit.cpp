@@ -144,17 +144,20 @@ int place_sinks(Head & head, const CellTable & table, const Commit & c) {
 
 // More rows want slots than there are: the policy's choice.
 void choose_slots(Cache & cache, Head & head, const CellTable & table, const Commit & c, const std::vector<float> & scores) {
-    const HeadView &       h = head.view;
+    const HeadView &       h     = head.view;
+    const bool             norms = cache.policy().by_value || cache.policy().policy->reads_norm;
     std::vector<Candidate> rows;
     for (int slot = 0; slot < h.n_slots; slot++) {
         const uint32_t cell = h.slot_cell[slot];
         if (cell != free_slot) {
-            rows.push_back(candidate(table, cell, h.slot_mass[slot], estimated_norm(h.v, h.v_params + cell, h.n_cells), slot));
+            const float norm = norms ? estimated_norm(h.v, h.v_params + cell, h.n_cells) : 0.0f;
+            rows.push_back(candidate(table, cell, h.slot_mass[slot], norm, slot));
         }
     }
     for (int i = 0; i < c.n; i++) {
         if (c.place[c.cells[i]] == place_base) {
-            rows.push_back(candidate(table, uint32_t(c.cells[i]), scores[i], norm_of_new(h.v, c.v + i * c.v_stride), -1));
+            const float norm = norms ? norm_of_new(h.v, c.v + i * c.v_stride) : 0.0f;
+            rows.push_back(candidate(table, uint32_t(c.cells[i]), scores[i], norm, -1));
         }
     }
     rank(cache, c, table, rows);

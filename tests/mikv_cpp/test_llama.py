@@ -288,6 +288,7 @@ def test_a_python_policy_decides(tiny_model: Writer) -> None:
     assert (bits[:, :64] == 5).all()  # about 100 rows are refined: the oldest, and the window
     assert (bits[:, 128:-16] == 4).all()
     assert {query.head for query in asked} == {0, 1}
+    assert all((query.value_norm > 0).all() for query in asked)
     assert all(query.cell.shape == query.born.shape == query.mass.shape == query.value_norm.shape for query in asked)
 
 
