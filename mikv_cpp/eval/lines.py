@@ -2,7 +2,8 @@
 
 The prompt lists lines "line <word>-<word>: REGISTER_CONTENT is <number>" and asks for the number of one of them (the MiKV
 paper's task, after LongEval). The asked line moves evenly through the list from prompt to prompt. Every number in the answer
-must be the right one.
+must be the right one. With --questions, several are asked about one list: the cache reads it once, and what a question and
+its answer have added is removed before the next.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mikv_cpp.caches import CacheSpec
 from mikv_cpp.engine import Models, Vocabulary
 from mikv_cpp.errors import ConfigError
 from mikv_cpp.eval import retrieval
-from mikv_cpp.eval.retrieval import Group, Question
+from mikv_cpp.eval.retrieval import Group, Question, Series
 
 _QUALITIES = """
 amber brisk calm dusty eager faded gentle hollow icy jolly keen lucky mellow narrow olive proud quiet rusty silver tidy upper
@@ -38,10 +39,10 @@ OPENING = (
 QUESTION = "\n\nThe list is over. What is the REGISTER_CONTENT of line {name}? " + retrieval.INSTRUCTION
 
 
-def make_question(index: int, n_lines: int, depth: float) -> Question:
-    """Question number `index` with n_lines lines, asking for the one at `depth` (0: the first .. 1: the last).
+def make_series(index: int, n_lines: int, depths: Sequence[float]) -> Series:
+    """List number `index` with n_lines lines, and a question for the one at each of the depths (0: the first .. 1: the last).
 
-    The same arguments give the same question everywhere. Raises ConfigError beyond the number of distinct names.
+    The same arguments give the same questions everywhere. Raises ConfigError beyond the number of distinct names.
     """
     if not 1 <= n_lines <= len(NAMES):
         raise ConfigError(f"{n_lines} lines cannot be made: there are names for 1 to {len(NAMES)}")
@@ -50,19 +51,25 @@ def make_question(index: int, n_lines: int, depth: float) -> Question:
     order = [source.random() for _ in NAMES]
     names = [name for _, name in sorted(zip(order, NAMES))]
     values = [10000 + int(source.random() * 90000) for _ in range(n_lines)]
-    asked = min(int(depth * n_lines), n_lines - 1)
     body = "\n".join(f"line {name}: REGISTER_CONTENT is <{value}>" for name, value in zip(names, values))
-    return Question(OPENING + body + QUESTION.format(name=names[asked]), str(values[asked]), depth)
+    series = []
+    for depth in depths:
+        asked = min(int(depth * n_lines), n_lines - 1)
+        series.append(Question(OPENING + body + QUESTION.format(name=names[asked]), str(values[asked]), depth))
+    return series
 
 
-def fit_question(index: int, depth: float, n_tokens: int, vocabulary: Vocabulary) -> Question:
-    """The longest question of at most n_tokens, its chat template included."""
+def fit_series(index: int, depths: Sequence[float], n_tokens: int, vocabulary: Vocabulary) -> Series:
+    """The longest list whose questions have at most n_tokens, chat template included."""
 
-    def make(n_lines: int) -> Question:
-        question = make_question(index, n_lines, depth)
-        return Question(vocabulary.chat(question.prompt), question.answer, depth)
+    def make(n_lines: int) -> Series:
+        series = make_series(index, n_lines, depths)
+        return [Question(vocabulary.chat(question.prompt), question.answer, question.depth) for question in series]
 
-    return retrieval.fit(make, len(NAMES), n_tokens, lambda prompt: len(vocabulary.tokenize(prompt, special=True)))
+    def count(series: Series) -> int:
+        return max(len(vocabulary.tokenize(question.prompt, special=True)) for question in series)
+
+    return retrieval.fit(make, len(NAMES), n_tokens, count)
 
 
 def read_questions(path: str) -> list[Question]:
@@ -94,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `eval lines` beyond those all measurements share."""
     parser.add_argument("--prompts", type=int, default=40, metavar="N", help="how many prompts of each length (%(default)s)")
     parser.add_argument(
+        "--questions",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prompts that share a list: it is read once, and each question asked on what is left of it (%(default)s)",
+    )
+    parser.add_argument(
         "--lengths",
         type=retrieval.parse_lengths,
         default=[1500],
@@ -110,13 +124,17 @@ def make_groups(args: argparse.Namespace, vocabulary: Vocabulary) -> list[Group]
     """The questions that the command line asks for, chat template included."""
     if args.prompts < 1:
         raise ConfigError(f"--prompts {args.prompts} asks for nothing: give at least 1")
+    if args.questions < 1 or args.prompts % args.questions:
+        raise ConfigError(f"--questions {args.questions} does not divide --prompts {args.prompts}: give a divisor")
     if args.prompts_file:
-        return [Group(None, read_questions(args.prompts_file)[: args.prompts])]
+        return [Group(None, [[question] for question in read_questions(args.prompts_file)[: args.prompts]])]
     groups = [Group(length, []) for length in args.lengths]
-    with tqdm(total=len(groups) * args.prompts, unit="prompt", desc="writing", disable=None) as progress:
+    n_lists = args.prompts // args.questions
+    with tqdm(total=len(groups) * n_lists, unit="list", desc="writing", disable=None) as progress:
         for group, length in zip(groups, args.lengths):
-            for index in range(args.prompts):
-                group.questions.append(fit_question(index, (index + 0.5) / args.prompts, length, vocabulary))
+            for index in range(n_lists):
+                depths = [(index + n_lists * number + 0.5) / args.prompts for number in range(args.questions)]
+                group.series.append(fit_series(index, depths, length, vocabulary))
                 progress.update()
     return groups
 

@@ -52,10 +52,10 @@ def fit_question(sentences: Sequence[str], index: int, depth: float, n_tokens: i
         question = make_question(sentences, index, n_sentences, depth)
         return Question(vocabulary.chat(question.prompt), question.answer, depth)
 
-    def count(prompt: str) -> int:
-        return len(vocabulary.tokenize(prompt, special=True))
+    def count(question: Question) -> int:
+        return len(vocabulary.tokenize(question.prompt, special=True))
 
-    if count(make(len(sentences)).prompt) < n_tokens:
+    if count(make(len(sentences))) < n_tokens:
         raise ConfigError(f"the text is too short for --lengths {n_tokens}: give a longer --text, or shorter lengths")
     return retrieval.fit(make, len(sentences), n_tokens, count)
 
@@ -91,7 +91,7 @@ def make_groups(args: argparse.Namespace, vocabulary: Vocabulary) -> list[Group]
         for group, length in zip(groups, args.lengths):
             for index in range(args.depths * args.prompts):
                 depth = spread(args.depths)[index % args.depths]
-                group.questions.append(fit_question(sentences, index, depth, length, vocabulary))
+                group.series.append([fit_question(sentences, index, depth, length, vocabulary)])
                 progress.update()
     return groups
 

@@ -7,10 +7,11 @@ many numbers, the right one among them, is wrong.
 from __future__ import annotations
 
 import argparse
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -36,12 +37,22 @@ class Question:
     depth: Optional[float] = None
 
 
+#: Questions asked one after the other, each on the cache that the beginning they share has left.
+Series = list[Question]
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Group:
     """Questions of one length. length: tokens that a prompt may have; None where the prompts were given."""
 
     length: Optional[int]
-    questions: list[Question]
+    series: list[Series]
+
+    @property
+    def questions(self) -> list[Question]:
+        """All of them, in the order in which they are asked."""
+        return [question for series in self.series for question in series]
 
 
 def numbers(text: str) -> list[str]:
@@ -54,15 +65,15 @@ def is_right(given: str, answer: str) -> bool:
     return set(numbers(given)) == {answer}
 
 
-def fit(make: Callable[[int], Question], most: int, n_tokens: int, count: Callable[[str], int]) -> Question:
-    """The longest of make(1) .. make(most) whose prompt has at most n_tokens, as `count` counts them.
+def fit(make: Callable[[int], T], most: int, n_tokens: int, count: Callable[[T], int]) -> T:
+    """The longest of make(1) .. make(most) with at most n_tokens, as `count` counts them.
 
     Raises ConfigError when even make(1) is longer.
     """
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if count(make(middle).prompt) <= n_tokens:
+        if count(make(middle)) <= n_tokens:
             low = middle
         else:
             high = middle - 1
@@ -71,9 +82,26 @@ def fit(make: Callable[[int], Question], most: int, n_tokens: int, count: Callab
     return make(low)
 
 
-def answer(engine: Engine, prompt: Tokens, n_answer: int) -> str:
-    """The greedy answer on an emptied cache: until the turn ends, a second number is there, or n_answer tokens are."""
+def answers(engine: Engine, prompts: Sequence[Tokens], n_answer: int) -> Iterator[str]:
+    """The answers to a series of prompts on an emptied cache, which reads what they have in common once."""
+    shared = n_shared(prompts)
     engine.clear()
+    for prompt in prompts:
+        if engine.n_past > 0:
+            engine.remove_from(shared)
+        yield answer(engine, prompt[engine.n_past :], n_answer)
+
+
+def n_shared(prompts: Sequence[Tokens]) -> int:
+    """How many tokens all prompts begin with; the last of a prompt is its own."""
+    n = min(map(len, prompts)) - 1
+    start = np.stack([prompt[:n] for prompt in prompts])
+    differs = (start != start[0]).any(axis=0)
+    return int(np.argmax(differs)) if differs.any() else n
+
+
+def answer(engine: Engine, prompt: Tokens, n_answer: int) -> str:
+    """The greedy answer to what the cache holds and a prompt: to the end of the turn, a second number, or n_answer tokens."""
     token = int(np.argmax(engine.decode(prompt, first_logits=-1)[0]))
     tokens: list[int] = []
     while not engine.vocabulary.is_end(token):
@@ -113,33 +141,40 @@ class Interview:
     def ask(self, spec: CacheSpec, group: Group) -> dict[str, Any]:
         """One cache's row: how many answers to the group's questions are right, and every answer given."""
         vocabulary = self._models.vocabulary
-        prompts = [vocabulary.tokenize(question.prompt, special=True) for question in group.questions]
-        n_ctx = self._args.ctx_size or max(map(len, prompts)) + self._args.answer_tokens
+        asked = [[vocabulary.tokenize(question.prompt, special=True) for question in series] for series in group.series]
+        longest = max(len(prompt) for prompts in asked for prompt in prompts)
+        n_ctx = self._args.ctx_size or longest + self._args.answer_tokens
         engine: Optional[Engine] = None
         given = []
         self._progress.set_postfix_str(spec.name)
-        for prompt in prompts:
-            key = self._key(spec, n_ctx, prompt)
-            found = self._archive.load("answer", key) if self._archive else None
+        for prompts in asked:
+            key = self._key(spec, n_ctx, prompts)
+            found = self._archive.load("answers", key) if self._archive else None
             if found is None:
                 engine = engine or self._models.open(spec, n_ctx, self._args.ubatch)
-                text, footprint = answer(engine, prompt, self._args.answer_tokens), Footprint.of(self._models, engine)
+                texts = []
+                for text in answers(engine, prompts, self._args.answer_tokens):
+                    texts.append(text)
+                    self._progress.update()
+                footprint = Footprint.of(self._models, engine)
                 if self._archive:
-                    self._archive.save("answer", key, {"text": list(text.encode()), "footprint": footprint.to_list()})
+                    kept = json.dumps(texts).encode()
+                    self._archive.save("answers", key, {"texts": list(kept), "footprint": footprint.to_list()})
             else:
-                text, footprint = bytes(found["text"].tolist()).decode(), Footprint.from_list(found["footprint"].tolist())
-            given.append(text)
-            self._progress.update()
+                texts = json.loads(bytes(found["texts"].tolist()))
+                footprint = Footprint.from_list(found["footprint"].tolist())
+                self._progress.update(len(texts))
+            given.extend(texts)
         if engine is not None:
             engine.close()
-        sizes = {"length": group.length, "n_ctx": n_ctx, "longest_prompt": max(map(len, prompts))}
+        sizes = {"length": group.length, "n_ctx": n_ctx, "longest_prompt": longest}
         return {"cache": spec.name, **sizes, **footprint.fields(), **marks(group.questions, given)}
 
-    def _key(self, spec: CacheSpec, n_ctx: int, prompt: Tokens) -> dict[str, Any]:
+    def _key(self, spec: CacheSpec, n_ctx: int, prompts: Sequence[Tokens]) -> dict[str, Any]:
         return {
             "model": self._model,
             "cache": identify_cache(spec),
-            "tokens": identify_tokens(prompt),
+            "tokens": [identify_tokens(prompt) for prompt in prompts],
             "n_ctx": n_ctx,
             "ubatch": self._args.ubatch,
             "answer_tokens": self._args.answer_tokens,

@@ -16,13 +16,13 @@ from mikv_cpp.eval.retrieval import Question, is_right
 
 
 def test_prompts_are_the_same_everywhere():
-    text = "".join(lines.make_question(index, 50, 0.3).prompt for index in range(3))
+    text = "".join(lines.make_series(index, 50, [0.3])[0].prompt for index in range(3))
     assert hashlib.sha256(text.encode()).hexdigest().startswith("9888093bc2d122ff")
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.99, 1.0])
 def test_the_line_asked_for_is_there_once_at_its_depth(depth):
-    question = lines.make_question(7, 40, depth)
+    (question,) = lines.make_series(7, 40, [depth])
     found = re.findall(r"^line (\S+): REGISTER_CONTENT is <(\d+)>$", question.prompt, re.MULTILINE)
     assert len(found) == len(dict(found)) == 40
     asked = re.search(r"of line (\S+)\?", question.prompt)[1]
@@ -31,7 +31,13 @@ def test_the_line_asked_for_is_there_once_at_its_depth(depth):
 
 
 def test_prompts_differ():
-    assert lines.make_question(0, 20, 0.5) != lines.make_question(1, 20, 0.5)
+    assert lines.make_series(0, 20, [0.5]) != lines.make_series(1, 20, [0.5])
+
+
+def test_questions_about_one_list_ask_for_different_lines_of_it():
+    series = lines.make_series(0, 20, [0.1, 0.5, 0.9])
+    assert len({question.answer for question in series}) == 3
+    assert len({question.prompt.split("The list is over.")[0] for question in series}) == 1
 
 
 def test_prompts_from_a_file(tmp_path):
@@ -60,6 +66,11 @@ def test_command_line(tmp_path, capsys):
     assert (result["n_prompts"], result["lengths"]) == (2, [None])
     # control tokens in a file's prompts are control tokens
     assert [row["longest_prompt"] for row in result["rows"]] == [2, 2]
+    assert main([*common, "--prompts", "3", "--questions", "2"]) == 2
+    assert "--questions 2 does not divide --prompts 3" in capsys.readouterr().err
+    assert main([*common, "--prompts", "4", "--questions", "2", "--lengths", "600"]) == 0
+    depths = [[entry["depth"] for entry in row["answers"]] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert depths == [[0.125, 0.625, 0.375, 0.875]] * 2
     assert main([*common, "--prompts", "2", "--lengths", "600"]) == 0
     result = json.loads(capsys.readouterr().out)
     for row in result["rows"]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import TinyModel, write_tiny_model
 
+from mikv_cpp.caches import parse_cache
 from mikv_cpp.engine import Models
 from mikv_cpp.errors import MikvError
 from mikv_cpp.eval import lines, needle, retrieval
@@ -102,11 +103,14 @@ def test_the_longest_that_fits(most, n_tokens):
     def make(n):
         return Question("x" * (3 * n), "1")
 
+    def count(question):
+        return len(question.prompt)
+
     if n_tokens < 3:
         with pytest.raises(MikvError, match=f"--lengths {n_tokens} is too few"):
-            retrieval.fit(make, most, n_tokens, len)
+            retrieval.fit(make, most, n_tokens, count)
     else:
-        assert len(retrieval.fit(make, most, n_tokens, len).prompt) == 3 * min(most, n_tokens // 3)
+        assert len(retrieval.fit(make, most, n_tokens, count).prompt) == 3 * min(most, n_tokens // 3)
 
 
 def test_lengths():
@@ -119,6 +123,38 @@ def test_lengths():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", TinyModel(chat_template=True)))
+
+
+def tokens_of(*numbers_):
+    return np.array(numbers_, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n"),
+    [
+        ([tokens_of(1, 2, 3)], 2),
+        ([tokens_of(1, 2, 3), tokens_of(1, 2, 4)], 2),
+        ([tokens_of(1, 2, 3, 4), tokens_of(1, 5, 3, 4), tokens_of(1, 2, 3, 4)], 1),
+        ([tokens_of(1, 2), tokens_of(1, 2, 3)], 1),
+        ([tokens_of(1), tokens_of(2)], 0),
+    ],
+)
+def test_what_prompts_share(prompts, n):
+    assert retrieval.n_shared(prompts) == n
+
+
+def test_a_series_reads_what_its_prompts_share_once_and_answers_as_if_each_were_alone(model):
+    """On llama.cpp's own cache the answers are those of single prompts; the cache saw the shared tokens once."""
+    with Models(model, n_threads=1) as models:
+        (first, second), read = lines.fit_series(0, [0.1, 0.9], 500, models.vocabulary), []
+        prompts = [models.vocabulary.tokenize(question.prompt, special=True) for question in (first, second, first)]
+        engine = models.open(parse_cache("f16"), 600)
+        alone = [next(retrieval.answers(engine, [prompt], 5)) for prompt in prompts]
+        decode = engine.decode
+        engine.decode = lambda tokens, *rest, **named: (read.append(len(tokens)), decode(tokens, *rest, **named))[1]
+        assert list(retrieval.answers(engine, prompts, 5)) == alone
+        longest = [length for length in read if length > 1]
+        assert longest == [len(prompts[0]), *(len(prompt) - retrieval.n_shared(prompts) for prompt in prompts[1:])]
 
 
 @pytest.mark.parametrize("options", [["lines", "--prompts", "2"], ["needle", "--prompts", "1", "--depths", "2"]])
@@ -148,7 +184,7 @@ def test_answers_are_remembered(model, tmp_path, capsys, monkeypatch, options):
     ]
     assert result["rows"][1]["bytes_total"] < result["rows"][1]["bytes_f16"] == result["rows"][0]["bytes_total"]
     asked.clear()
-    for path in (tmp_path / "kept").glob("answer-*"):
+    for path in (tmp_path / "kept").glob("answers-*"):
         path.write_bytes(b"damaged")
     assert main([*common, "--kv", "f16", "--lengths", "500"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == first
@@ -198,7 +234,7 @@ def test_prompts_hold_no_more_tokens_than_asked_for(model):
         sentences = needle.split_sentences("It was so. " * 30 + "Why? No. " * 30)
         for n_tokens in (400, 555):
             for question in (
-                lines.fit_question(3, 0.5, n_tokens, vocabulary),
+                *lines.fit_series(3, [0.5, 0.9], n_tokens, vocabulary),
                 needle.fit_question(sentences, 3, 0.5, n_tokens, vocabulary),
             ):
                 assert n_tokens - 60 < len(vocabulary.tokenize(question.prompt, special=True)) <= n_tokens
