@@ -23,7 +23,7 @@ POLICIES = ["h2o", "normalized", "snapkv", "peak", "keydiff", "recent", "random"
 BY_VALUE = "*v"
 _NO_WEIGHTS = ("recent", "random")
 
-_LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r[4568]|s(0?\.\d+|[01](\.0*)?))+")
+_LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r[4568]|r[kv][234568]|s(0?\.\d+|[01](\.0*)?))+")
 _UNIT_BYTES = {
     "": 1,
     "B": 1,
@@ -90,9 +90,11 @@ class KVConfig:
         center_keys: subtract the mean key of each block of 128 tokens before quantizing.
         group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it.
         layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
-            vBITS, rBITS and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are
-            proportions, but a share of 1 is kept. `python -m mikv_cpp.calibrate` measures such a table for a model.
-        protect: keep layers whose keys break at few bits at 8 bits (Qwen2's first layer; see mikv_cpp.fragile).
+            vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone) and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV
+            head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
+            `python -m mikv_cpp.calibrate` measures such a table for a model.
+        protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
+            refined_share of the others is lowered so that the cache grows no larger by it.
         budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.
 
     Raises:

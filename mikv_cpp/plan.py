@@ -57,7 +57,7 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
         ConfigError: no codec serves the model's head size.
     """
     shapes = cache_shapes(model, n_ctx)
-    config = protected(config, model)
+    config = _protected(library, model, config, shapes)
     for shape in shapes:
         for dim in (shape.head_dim_k, shape.head_dim_v):
             if dim <= 0 or dim % _HEAD_DIM_UNIT:
@@ -90,7 +90,8 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
         if library is None or config is None:
             needed = model.f16_bytes(n_cells(n_ctx))
         else:
-            needed = _bytes(library, replace(protected(config, model), budget=None), cache_shapes(model, n_ctx))
+            shapes = cache_shapes(model, n_ctx)
+            needed = _bytes(library, replace(_protected(library, model, config, shapes), budget=None), shapes)
         if needed <= room:
             break
         n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING
@@ -116,6 +117,10 @@ def in_mib(size_bytes: float) -> str:
     """Bytes as people read them: "12.3 MiB"."""
     mib = size_bytes / 2**20
     return f"{mib:.1f} MiB" if mib < 100 else f"{mib:,.0f} MiB"
+
+
+def _protected(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> KVConfig:
+    return protected(config, model, lambda kv: _bytes(library, kv, shapes))
 
 
 def _bytes(library: Library, config: KVConfig, shapes: list[Shape]) -> int:

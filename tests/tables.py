@@ -18,7 +18,7 @@ POLICIES = ("h2o", "normalized", "snapkv", "peak", "keydiff", "recent", "random"
 ROWS = ((32, 32), (64, 64), (64, 32), (96, 32), (128, 64), (160, 32), (192, 64), (256, 64), (256, 32))
 
 #: (bits, refined_bits) of a row: every split there is.
-SPLITS = tuple(product(BASE_BITS, REFINED_BITS))
+SPLITS = tuple((bits, refined) for bits, refined in product(BASE_BITS, (2, 3, *REFINED_BITS)) if refined >= bits)
 
 
 class Case(NamedTuple):

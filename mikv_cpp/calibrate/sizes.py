@@ -9,7 +9,7 @@ from mikv_cpp.calibrate.allocation import Allocation, Band, cut_bands, numbered
 from mikv_cpp.config import BASE_BITS, KVConfig, parse_budget
 from mikv_cpp.engine import Engine
 from mikv_cpp.errors import BudgetError, ConfigError
-from mikv_cpp.fragile import fragile_layers, protected
+from mikv_cpp.fragile import fragile_heads, protected
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape
 from mikv_cpp.plan import in_mib, n_cells
@@ -50,7 +50,9 @@ class Sizes:
 
     def bytes_of(self, allocation: Allocation) -> int:
         """Bytes of the caches, metadata included."""
-        config = protected(allocation.config(), self._model)
+        return self._config_bytes(protected(allocation.config(), self._model, self._config_bytes))
+
+    def _config_bytes(self, config: KVConfig) -> int:
         return sum(self._library.config_bytes(numbered(config, layers), shape) for shape, layers in self._parts)
 
     def bits_of(self, allocation: Allocation) -> float:
@@ -59,7 +61,8 @@ class Sizes:
 
     def bands(self, most: int, start: KVConfig) -> list[Band]:
         """The layers that may differ, in at most `most` bands; start: whether fragile ones are protected."""
-        fragile = fragile_layers(self._model, BASE_BITS[0], start.center_keys) if start.protect else []
+        heads = fragile_heads(self._model, BASE_BITS[0], start.center_keys) if start.protect else {}
+        fragile = {layer for layer, _ in heads}
         shapes = {layer: shape for shape, layers in self._parts for layer in layers}
 
         def values_of(layer: int) -> tuple[int, int]:

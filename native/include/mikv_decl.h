@@ -120,8 +120,8 @@ mikv_status  mikv_policy_register(const char * name, mikv_policy_fn fn, void * u
 
 /* Adds or replaces a table for mikv_config.layers; copied, and read when a cache is made.
  * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS and sSHARE, as k_bits, v_bits,
- * refined_bits and refined_share of mikv_config: "0:k4v4r8s0.5,3.1:s0.1" has layer 0 at other bits and gives KV head 1 of layer 3 another
- * share. Numbers are llama.cpp's. Of several choices for a head the last one counts. With a budget, shares are proportions, but a share of 1 is kept. */
+ * refined_bits and refined_share of mikv_config; rkBITS and rvBITS (2, 3, 4, 5, 6, 8; no less than the base) are bits of refined keys and values
+ * alone. "0:k4v4r8s0.5,3.1:s0.1" has layer 0 at other bits and gives KV head 1 of layer 3 another share. Numbers are llama.cpp's. Of several choices for a head the last one counts. With a budget, shares are proportions, but a share of 1 is kept. */
 mikv_status  mikv_layers_register(const char * name, const char * table);
 
 int32_t      mikv_kernel_count(void);          /* kernel sets that this machine can run */

@@ -54,7 +54,7 @@ int least_slots(const mikv_config & c, const mikv_shape & s) {
 
 // What one head is to have, before slots are counted.
 struct HeadChoice {
-    int   k_bits, v_bits, refined_bits;
+    int   k_bits, v_bits, k_refined, v_refined;
     float share;
     bool  all = false; // refined whatever the budget
 };
@@ -62,8 +62,8 @@ struct HeadChoice {
 HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_slots) {
     const int  group = group_of(c, s);
     HeadLayout l;
-    l.k       = {s.head_dim_k, group, choice.k_bits, choice.refined_bits};
-    l.v       = {s.head_dim_v, group, choice.v_bits, choice.refined_bits};
+    l.k       = {s.head_dim_k, group, choice.k_bits, std::max(choice.k_bits, choice.k_refined)};
+    l.v       = {s.head_dim_v, group, choice.v_bits, std::max(choice.v_bits, choice.v_refined)};
     l.n_cells = s.n_cells;
     l.n_exact = exact_rows(c, s);
     l.n_slots = n_slots;
@@ -71,11 +71,12 @@ HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadCh
 }
 
 void apply(const LayerChoice & row, HeadChoice & choice) {
-    choice.k_bits       = row.k_bits ? row.k_bits : choice.k_bits;
-    choice.v_bits       = row.v_bits ? row.v_bits : choice.v_bits;
-    choice.refined_bits = row.refined_bits ? row.refined_bits : choice.refined_bits;
-    choice.share        = row.refined_share >= 0.0f ? row.refined_share : choice.share;
-    choice.all          = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
+    choice.k_bits    = row.k_bits ? row.k_bits : choice.k_bits;
+    choice.v_bits    = row.v_bits ? row.v_bits : choice.v_bits;
+    choice.k_refined = row.k_refined ? row.k_refined : choice.k_refined;
+    choice.v_refined = row.v_refined ? row.v_refined : choice.v_refined;
+    choice.share     = row.refined_share >= 0.0f ? row.refined_share : choice.share;
+    choice.all       = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
 }
 
 // [n_layer][n_head_kv]
@@ -84,7 +85,7 @@ std::vector<HeadChoice> choices_of(const mikv_config & c, const mikv_shape & s, 
     std::vector<HeadChoice>        choices;
     for (const int layer : layers) {
         for (int head = 0; head < s.n_head_kv; head++) {
-            HeadChoice choice = {c.k_bits, c.v_bits, c.refined_bits, c.refined_share};
+            HeadChoice choice = {c.k_bits, c.v_bits, c.refined_bits, c.refined_bits, c.refined_share};
             for (const LayerChoice & row : table) {
                 if ((row.layer < 0 || row.layer == layer) && (row.head < 0 || row.head == head)) {
                     apply(row, choice);

@@ -28,6 +28,7 @@ bool read_number(const char *& at, double * number) {
 
 bool read_choice(const char *& at, LayerChoice * row) {
     const char what   = *at++;
+    const char of     = what == 'r' && (*at == 'k' || *at == 'v') ? *at++ : '\0'; // else of both
     double     number = 0;
     if (!read_number(at, &number)) {
         return false;
@@ -42,8 +43,9 @@ bool read_choice(const char *& at, LayerChoice * row) {
         row->v_bits = bits;
         return whole && bits >= 2 && bits <= 4;
     case 'r':
-        row->refined_bits = bits;
-        return whole && bits >= 4 && bits <= 8 && bits != 7;
+        row->k_refined = of == 'v' ? row->k_refined : bits;
+        row->v_refined = of == 'k' ? row->v_refined : bits;
+        return whole && bits >= (of ? 2 : 4) && bits <= 8 && bits != 7;
     case 's':
         row->refined_share = float(number);
         return number >= 0 && number <= 1;

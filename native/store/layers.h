@@ -12,7 +12,8 @@ struct LayerChoice {
     int   head          = -1; // all KV heads of the layer
     int   k_bits        = 0;  // 0: as configured
     int   v_bits        = 0;
-    int   refined_bits  = 0;
+    int   k_refined     = 0;     // bits of a refined key
+    int   v_refined     = 0;     // the same for a value
     float refined_share = -1.0f; // below 0: as configured
 };
 

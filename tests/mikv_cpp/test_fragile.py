@@ -1,4 +1,4 @@
-"""Layers whose keys break at few bits: the prediction from the biases, against rounding done for real."""
+"""KV heads whose keys break at few bits: the prediction from the biases, against rounding done for real."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mikv_cpp.config import KVConfig
-from mikv_cpp.fragile import fragile_layers, predicted_shift, protected
+from mikv_cpp.config import REFINED_BITS, KVConfig
+from mikv_cpp.fragile import WORST_SHIFT, fragile_heads, predicted_shifts, protected
 from mikv_cpp.model_file import ModelFile, read_model_file
 from mikv_cpp.reference import codec
 
@@ -66,7 +66,7 @@ def measured_shift(size: float, pair: int, k_bits: int, center: bool, query: flo
 @pytest.mark.parametrize("k_bits", [2, 3, 4])
 @pytest.mark.parametrize("pair", [2, 6, 10, 20])
 def test_the_prediction_is_near_what_rounding_does(pair: int, k_bits: int, center: bool) -> None:
-    predicted = predicted_shift(model({0: bias(pair, 100.0)}), 0, k_bits, center)
+    predicted = max(predicted_shifts(model({0: bias(pair, 100.0)}), 0, k_bits, center))
     measured = measured_shift(100.0, pair, k_bits, center, 20.0)
     if predicted > 0.05:  # below, the other channels' noise decides
         assert measured / 3 < predicted < measured * 3
@@ -74,32 +74,57 @@ def test_the_prediction_is_near_what_rounding_does(pair: int, k_bits: int, cente
 
 def test_a_turning_bias_is_fragile_and_a_still_one_is_centred_away() -> None:
     turning, still = bias(8, 150.0), bias(31, 150.0)
-    assert fragile_layers(model({0: turning, 1: still}), 4, True) == [0]
-    assert fragile_layers(model({0: turning, 1: still}), 4, False) == [0, 1]
-    assert fragile_layers(model({0: turning / 100}), 2, True) == []
-    assert fragile_layers(model({}), 2, True) == []
+    assert list(fragile_heads(model({0: turning, 1: still}), 4, True)) == [(0, 0)]
+    assert list(fragile_heads(model({0: turning, 1: still}), 4, False)) == [(0, 0), (1, 0)]
+    assert fragile_heads(model({0: turning / 100}), 2, True) == {}
+    assert fragile_heads(model({}), 2, True) == {}
+
+
+@pytest.mark.parametrize("size", [60.0, 120.0, 400.0, 1e5])
+@pytest.mark.parametrize("k_bits", [2, 3, 4])
+def test_a_head_gets_the_least_bits_that_will_do(size: float, k_bits: int) -> None:
+    file = model({1: bias(8, size, head=1)})
+    ((head, bits),) = fragile_heads(file, k_bits, True).items()
+    assert head == (1, 1)
+    assert max(predicted_shifts(file, 1, bits, True)) <= WORST_SHIFT or bits == 8
+    fewer = max([k_bits, *(fewer for fewer in REFINED_BITS if fewer < bits)])
+    assert max(predicted_shifts(file, 1, fewer, True)) > WORST_SHIFT
 
 
 def test_a_query_of_another_kv_head_does_no_harm() -> None:
     file = model({0: bias(8, 150.0, head=0)})
     queries = file.biases["blk.0.attn_q.bias"].reshape(N_KV, -1)
     queries[0] = 0
-    assert fragile_layers(file, 4, True) == []
+    assert fragile_heads(file, 4, True) == {}
 
 
 def test_the_users_word_goes_first() -> None:
     file = model({0: bias(8, 150.0)})
-    assert protected(KVConfig(), file).layers == "0:k4v4r8s1"
-    assert protected(KVConfig(layers="0:k3,1:k3"), file).layers == "0:k4v4r8s1,0:k3,1:k3"
-    assert protected(KVConfig(protect=False), file).layers == ""
-    assert protected(KVConfig.preset("q8"), file).layers == ""
+    assert protected(KVConfig(), file, bytes_of).layers == "0.0:k4v3rk6rv3s1"
+    assert protected(KVConfig(layers="0:k3,1:k3"), file, bytes_of).layers == "0.0:k4v3rk6rv3s1,0:k3,1:k3"
+    assert protected(KVConfig(protect=False), file, bytes_of).layers == ""
+    assert protected(KVConfig.preset("q8"), file, bytes_of).layers == ""
+
+
+def bytes_of(config: KVConfig) -> int:
+    """Of a cache of 1000 cells: a row of `layers` takes 20 bytes, and each refined cell one."""
+    return int(1000 * config.refined_share) + 20 * len(config.layers.split(",") if config.layers else [])
+
+
+def test_the_others_pay() -> None:
+    file = model({0: bias(8, 150.0)})
+    plain = KVConfig(refined_share=0.3)
+    made = protected(plain, file, bytes_of)
+    assert bytes_of(plain) - 2 <= bytes_of(made) <= bytes_of(plain)
+    assert protected(KVConfig(refined_share=0.01), file, bytes_of).refined_share == 0  # as far as they can
+    assert protected(KVConfig(refined_share=0.3, budget="20%"), file, bytes_of).refined_share == 0.3  # the budget decides
 
 
 @pytest.mark.parametrize("sizes", [(DIM * 3,), (DIM * N_KV + 1,), (0,)])
 def test_biases_of_an_odd_size_are_no_prediction(sizes: tuple[int, ...]) -> None:
     file = model({0: bias(8, 150.0)})
     file.biases["blk.0.attn_k.bias"] = np.ones(sizes, np.float32) * 100
-    assert fragile_layers(file, 2, True) == []
+    assert fragile_heads(file, 2, True) == {}
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
@@ -127,4 +152,4 @@ def test_models_without_biases_are_left_alone(tiny_model: Writer, k_bits: int, s
     for path in (tiny_model(), smollm):
         assert path is not None
         config = KVConfig(k_bits=k_bits)
-        assert protected(config, read_model_file(path)) is config
+        assert protected(config, read_model_file(path), bytes_of) is config

@@ -34,8 +34,9 @@ inline std::vector<AttentionShape> attention_shapes() {
                     const int dim_k = dims[n % 7], dim_v = n % 4 ? dim_k : dims[(n / 4) % 7];
                     const int group = n % 5 == 0 || dim_k % 64 || dim_v % 64 ? 32 : 64;
                     const int n_kv = sizes[n % 9], cut = n % 3 ? 0 : n_kv / 5;
-                    shapes.push_back({{dim_k, group, k_bits, refined_bits},
-                                      {dim_v, group, v_bits, refined_bits},
+                    const int k_refined = round == 4 ? k_bits : refined_bits, v_refined = round == 5 ? v_bits : refined_bits;
+                    shapes.push_back({{dim_k, group, k_bits, k_refined},
+                                      {dim_v, group, v_bits, v_refined},
                                       n_kv,
                                       cut,
                                       n_kv - cut,

@@ -39,8 +39,8 @@ inline std::vector<RowFormat> all_formats() {
     for (int dim : {32, 64, 96, 128, 160, 192, 256, 512}) {
         for (int group : {32, 64}) {
             for (int bits : {2, 3, 4}) {
-                for (int refined_bits : {4, 5, 6, 8}) {
-                    if (dim % group == 0) {
+                for (int refined_bits : {2, 3, 4, 5, 6, 8}) {
+                    if (dim % group == 0 && refined_bits >= bits) {
                         formats.push_back({dim, group, bits, refined_bits});
                     }
                 }

@@ -52,6 +52,26 @@ def test_a_layer_with_a_choice_is_as_in_a_cache_where_all_are_so(table, changes)
         assert mixed.layer_stats(1).bytes_total == all_so.layer_stats(1).bytes_total
 
 
+def test_keys_and_values_are_refined_to_bits_of_their_own():
+    config = replace(CONFIG, v_bits=3, policy="recent")  # who is refined hangs on no attention
+    others = (replace(config, refined_bits=8), replace(config, refined_bits=4), replace(config, refined_share=0.0))
+    with (
+        NativeCache(config, SHAPE, layers="1:rk8rv4,2:rv3,0:rv2") as mixed,  # a base of 3 bits is not refined to fewer
+        NativeCache(others[0], SHAPE) as eight,
+        NativeCache(others[1], SHAPE) as four,
+        NativeCache(config, SHAPE) as plain,
+    ):
+        run([mixed, eight, four, plain])
+        refined = mixed.precision(1, 0) == 8
+        assert refined.any()
+        assert np.array_equal(mixed.read(1, 0, 0, 0, SHAPE.n_cells), eight.read(1, 0, 0, 0, SHAPE.n_cells))
+        assert np.array_equal(mixed.read(1, 1, 0, 0, SHAPE.n_cells), four.read(1, 1, 0, 0, SHAPE.n_cells))
+        assert np.array_equal(mixed.read(2, 0, 0, 0, SHAPE.n_cells), plain.read(2, 0, 0, 0, SHAPE.n_cells))
+        for layer in (0, 2):  # the values' base alone
+            assert np.array_equal(mixed.read(layer, 1, 0, 0, SHAPE.n_cells), mixed.read(2, 1, 0, 0, SHAPE.n_cells))
+            assert not np.array_equal(mixed.read(layer, 1, 0, 0, SHAPE.n_cells), plain.read(2, 1, 0, 0, SHAPE.n_cells))
+
+
 def test_a_head_has_its_own_bits_and_share():
     with NativeCache(CONFIG, SHAPE, layers="1.0:k4s0.4") as mixed, NativeCache(CONFIG, SHAPE) as plain:
         other = NativeCache(replace(CONFIG, k_bits=4, refined_share=0.4), SHAPE)
@@ -112,7 +132,26 @@ def test_too_small_a_budget_is_refused_with_the_least_that_does():
 
 @pytest.mark.parametrize(
     "table",
-    ["1", "1:", ":k4", "1:k5", "1:r7", "1:s1.5", "-1:k4", "1.:k4", "1.-1:k4", "1:k4;2:k3", "1:k2.5", "a:k4", "1:q4", ",1:k4"],
+    [
+        "1",
+        "1:",
+        ":k4",
+        "1:k5",
+        "1:r7",
+        "1:r3",
+        "1:rk7",
+        "1:rq4",
+        "1:rv1",
+        "1:s1.5",
+        "-1:k4",
+        "1.:k4",
+        "1.-1:k4",
+        "1:k4;2:k3",
+        "1:k2.5",
+        "a:k4",
+        "1:q4",
+        ",1:k4",
+    ],
 )
 def test_a_table_that_cannot_be_read_is_refused(table):
     with pytest.raises(NativeError) as error:
