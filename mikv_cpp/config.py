@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Union
 
 from mikv_cpp.errors import ConfigError
+from mikv_cpp.spread import SPREADS
 
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)
@@ -93,6 +94,9 @@ class KVConfig:
             vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone) and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV
             head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
             `python -m mikv_cpp.calibrate` measures such a table for a model.
+        spread: how refined tokens are spread over the layers: "uniform", "pyramid" (fewer from layer to layer, the same mean) or
+            "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With a budget,
+            these are proportions, as there.
         protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
             refined_share of the others is lowered so that the cache grows no larger by it.
         budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.
@@ -111,6 +115,7 @@ class KVConfig:
     center_keys: bool = True
     group: int = 0
     layers: str = ""
+    spread: str = "uniform"
     protect: bool = True
     budget: Union[str, int, None] = None
 
@@ -133,9 +138,7 @@ class KVConfig:
         for name in ("center_keys", "protect"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is neither True nor False")
-        for row in self.layers.split(",") if self.layers else ():
-            if not _LAYER_ROW.fullmatch(row):
-                raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
+        _check_layers(self.spread, self.layers)
         plain = self.policy[: -len(BY_VALUE)] if self.policy.endswith(BY_VALUE) else self.policy
         if plain not in POLICIES or (plain != self.policy and plain in _NO_WEIGHTS):
             raise ConfigError(f"unknown policy {self.policy!r}: use one of {_listed(POLICIES)}, or register_policy() it first")
@@ -195,6 +198,14 @@ def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
 def _check_range(name: str, value: object, largest: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
         raise ConfigError(f"{name}={value!r} is not possible: use a whole number from 0 to {largest}")
+
+
+def _check_layers(spread: str, layers: str) -> None:
+    if spread not in SPREADS:
+        raise ConfigError(f"spread={spread!r} is not possible: use one of {_listed(SPREADS)}")
+    for row in layers.split(",") if layers else ():
+        if not _LAYER_ROW.fullmatch(row):
+            raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
 
 
 #: One row for each preset. Bits per value are all in (head size 64, context 2048; longer contexts take up to 0.1 less).

@@ -12,6 +12,7 @@ from mikv_cpp.fragile import protected
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape
+from mikv_cpp.spread import SPREADS
 
 _CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
 _HEAD_DIM_UNIT = 32
@@ -22,7 +23,8 @@ class Plan:
     """A cache before it is made.
 
     Attributes:
-        config: how it stores its tokens, fragile layers protected; of a share of the f16 cache only refined_share is left.
+        config: how it stores its tokens, fragile keys protected; of a share of the f16 cache only refined_share is left, and of
+            a spread the rows in `layers`.
         shape: head sizes and counts, if all layers agree and they are known; else None, and the graph teaches them.
         budget_bytes: bytes the whole cache may take, 0 if refined_share decides.
         size_bytes: bytes it will take, 0 if unknown.
@@ -71,6 +73,7 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
         config, budget_bytes = _spend(library, model, config, shapes, n_ctx)
     else:
         budget_bytes = 0
+    config = spread_out(config, model.n_layer)
     size_bytes = budget_bytes or _bytes(library, config, shapes)
     check_memory(size_bytes, n_ctx)
     return Plan(config, shapes[0] if len(shapes) == 1 else None, budget_bytes, size_bytes)
@@ -91,11 +94,18 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
             needed = model.f16_bytes(n_cells(n_ctx))
         else:
             shapes = cache_shapes(model, n_ctx)
-            needed = _bytes(library, replace(_protected(library, model, config, shapes), budget=None), shapes)
+            kept = spread_out(_protected(library, model, config, shapes), model.n_layer)
+            needed = _bytes(library, replace(kept, budget=None), shapes)
         if needed <= room:
             break
         n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING
     return n_ctx
+
+
+def spread_out(config: KVConfig, n_layer: int) -> KVConfig:
+    """The config with its spread in `layers`, before what stands there."""
+    rows = SPREADS[config.spread](n_layer, config.refined_share)
+    return replace(config, spread="uniform", layers=",".join([*rows, config.layers] if config.layers else rows))
 
 
 def check_memory(size_bytes: int, n_ctx: int) -> None:
@@ -120,7 +130,7 @@ def in_mib(size_bytes: float) -> str:
 
 
 def _protected(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> KVConfig:
-    return protected(config, model, lambda kv: _bytes(library, kv, shapes))
+    return protected(config, model, lambda kv: _bytes(library, spread_out(kv, model.n_layer), shapes))
 
 
 def _bytes(library: Library, config: KVConfig, shapes: list[Shape]) -> int:
@@ -137,7 +147,7 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
     budget = parse_budget(config.budget)
     f16_bytes = model.f16_bytes(n_cells(n_ctx))
     wanted = budget.of(f16_bytes)
-    least = _bytes(library, replace(config, refined_share=0.0), shapes)
+    least = _bytes(library, spread_out(replace(config, refined_share=0.0), model.n_layer), shapes)
     if wanted < least:
         percent = math.ceil(1000 * least / f16_bytes) / 10
         raise BudgetError(
@@ -146,19 +156,22 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
         )
     if budget.share is None or not model.sliding_window:
         return replace(config, budget=None), wanted
-    return replace(config, budget=None, refined_share=_share_within(library, config, shapes, budget.share)), 0
+    return replace(config, budget=None, refined_share=_share_within(library, model, config, shapes)), 0
 
 
-def _share_within(library: Library, config: KVConfig, shapes: list[Shape], f16_share: float) -> float:
-    """The largest refined_share, in steps of 1/1024, whose cache takes at most f16_share of the f16 cache."""
+def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> float:
+    """The largest refined_share, in steps of 1/1024, whose cache takes at most the budget's share of the f16 cache."""
+    assert config.budget is not None
+    f16_share = parse_budget(config.budget).share or 0.0
+    if config.spread == "uniform":
+        # One layer each: what layers share then weighs most, so that fewer layers than the file says stay within it too.
+        shapes = [replace(shape, n_layer=1) for shape in shapes]
+    f16_bytes = sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in shapes)
     low, high = 0, 1024
     while low < high:
         middle = (low + high + 1) // 2
-        trial = replace(config, budget=None, refined_share=middle / 1024)
-        # One layer each: what layers share then weighs most, so that fewer layers than the file says stay within it too.
-        single = [replace(shape, n_layer=1) for shape in shapes]
-        f16_bytes = sum(2 * shape.n_cells * shape.n_head_kv * (shape.head_dim_k + shape.head_dim_v) for shape in single)
-        if _bytes(library, trial, single) <= f16_share * f16_bytes:
+        trial = spread_out(replace(config, budget=None, refined_share=middle / 1024), model.n_layer)
+        if _bytes(library, trial, shapes) <= f16_share * f16_bytes:
             low = middle
         else:
             high = middle - 1
