@@ -94,7 +94,7 @@ class KVConfig:
             vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone) and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV
             head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
             `python -m mikv_cpp.calibrate` measures such a table for a model.
-        spread: how refined tokens are spread over the layers: "uniform", "pyramid" (fewer from layer to layer, the same mean) or
+        spread: how refined tokens are spread over the layers: "uniform", "pyramid" (fewer from layer to layer) or
             "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With a budget,
             these are proportions, as there.
         protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
