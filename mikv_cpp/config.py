@@ -18,7 +18,7 @@ MAX_SINKS = 64
 MAX_WINDOW = 4096
 
 #: Policies of the native library; `register_policy` adds names.
-POLICIES = ["h2o", "normalized", "snapkv", "peak", "keydiff", "recent", "random"]
+POLICIES = ["h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "keydiff", "recent", "random"]
 
 #: Behind a policy's name: its priorities times the norm of the value. Of the built-in ones these two give no weights.
 BY_VALUE = "*v"

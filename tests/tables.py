@@ -12,7 +12,10 @@ from mikv_cpp.reference.cache import Config, Shape
 
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)
-POLICIES = ("h2o", "normalized", "snapkv", "peak", "keydiff", "recent", "random", "h2o*v", "keydiff*v")
+POLICIES = (
+    *("h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "keydiff", "recent", "random"),
+    *("h2o*v", "keydiff*v", "clamped*v", "expected*v"),
+)
 
 #: (dim, group) of a row.
 ROWS = ((32, 32), (64, 64), (64, 32), (96, 32), (128, 64), (160, 32), (192, 64), (256, 64), (256, 32))

@@ -114,16 +114,22 @@ def check_policy(diary: Diary, name: str, batches: list[int], n_slots: int) -> N
     assert config.sinks == config.window == 0, "this check is about the policy alone"
     heads = diary.scene.shape.n_head_kv
     mass: list[dict[int, float]] = [{} for _ in range(heads)]
+    dim = diary.scene.shape.head_dim_k
+    queries = [policy.Queries(0, np.zeros(dim), np.zeros(dim)) for _ in range(heads)]
     for n in batches:
         step = diary.scene.step([0] * n)
-        given = _measure(diary, step)
+        given = _measure(diary, step, attention.most if policy.reads_most(name) else attention.mass)
+        before = diary.cache.read(0, 0, 0, 0, diary.scene.shape.n_cells)
         diary.run(step)
         bits = diary.bits()
         for head in range(heads):
             rows = {cell: float(policy.folded(name, held, given[head, cell], n)) for cell, held in mass[head].items()}
             fresh = step.cells[0]
+            queries[head].add(np.split(step.q[0] * step.scale, heads, axis=1)[head])
+            if policy.reads_queries(name) and rows:
+                rows = dict(zip(rows, queries[head].expected_logit(before[list(rows), head])))
             keys = step.k[0][:, head].astype(np.float16).astype(np.float32)
-            rows.update(zip(fresh.tolist(), policy.first_scores(name, given[head, fresh], keys, None)))
+            rows.update(zip(fresh.tolist(), policy.first_scores(name, given[head, fresh], keys, None, queries[head])))
             cells = np.array(sorted(rows), np.uint32)
             weights = np.array([rows[int(cell)] for cell in cells])
             query = policy.Query(0, head, int(diary.now[0]), cells, diary.born[0, cells], weights, _norms(diary, head, cells))
@@ -162,14 +168,19 @@ def check_scores(diary: Diary, batches: list[int]) -> None:
         assert not got[~refined].any(), "unrefined rows keep no score"
 
 
-def _measure(diary: Diary, step: Step) -> np.ndarray:
-    """Attention mass float64 [n_head_kv, n_kv] of the step's queries over what the cache believes."""
+def _measure(diary: Diary, step: Step, over_queries=attention.mass) -> np.ndarray:
+    """Attention float64 [n_head_kv, n_kv] of the step's queries over what the cache believes."""
+    return over_queries(attention_of(diary.cache, step), diary.scene.shape.n_head_kv)
+
+
+def attention_of(cache, step: Step) -> np.ndarray:
+    """Probabilities float64 [n, n_head, n_kv] of the queries of a step that is still to come."""
     n_kv = step.mask.shape[-1]
-    k = diary.cache.read(0, 0, 0, 0, n_kv)
+    k = cache.read(0, 0, 0, 0, n_kv)
     inside = step.cells[0] < n_kv
     k[step.cells[0][inside]] = step.k[0][inside]
     scores = attention.logits(step.q[0], k, step.mask[0], step.scale, step.max_bias, step.logit_softcap)
-    return attention.mass(attention.probabilities(scores, step.sinks), diary.scene.shape.n_head_kv)
+    return attention.probabilities(scores, step.sinks)
 
 
 def check_dead_rows_go_first(diary: Diary, n_dead: int, n_alive: int, patience: int) -> None:

@@ -75,6 +75,13 @@ def weigh(p: np.ndarray, v: np.ndarray) -> np.ndarray:
     return out
 
 
+def most(p: np.ndarray, n_head_kv: int) -> np.ndarray:
+    """The most attention that one query of one head of a KV head gave each cell, float64 [n_head_kv, n_kv]."""
+    n_tokens, n_head, n_kv = p.shape
+    out: np.ndarray = p.reshape(n_tokens, n_head_kv, n_head // n_head_kv, n_kv).max(axis=(0, 2))
+    return out
+
+
 def mass(p: np.ndarray, n_head_kv: int) -> np.ndarray:
     """Attention mass float64 [n_head_kv, n_kv]: probabilities summed over queries and over the heads of a KV head."""
     n_tokens, n_head, n_kv = p.shape

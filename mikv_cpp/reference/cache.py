@@ -92,6 +92,11 @@ class ReferenceCache:
         s = self.shape
         self.heads = [[[self._empty_head() for _ in range(s.n_head_kv)] for _ in range(s.n_stream)] for _ in range(s.n_layer)]
         self.cells = [[Cells.empty(s.n_cells) for _ in range(s.n_stream)] for _ in range(s.n_layer)]
+        nothing = (0, *np.zeros((2, s.head_dim_k)))
+        self.queries = [
+            [[policy.Queries(*copy.deepcopy(nothing)) for _ in range(s.n_head_kv)] for _ in range(s.n_stream)]
+            for _ in range(s.n_layer)
+        ]
         self.demotions = 0
         self.mass = {"exact": 0.0, "refined": 0.0, "base": 0.0}
 
@@ -125,7 +130,8 @@ class ReferenceCache:
             outputs.append(attention.weigh(p, v))
             mass = attention.mass(p, self.shape.n_head_kv)
             self._measure(layer, stream, step.cells[i], mass)
-            self._commit(layer, stream, step, i, mass)
+            drawn = attention.most(p, self.shape.n_head_kv) if policy.reads_most(self.config.policy) else mass
+            self._commit(layer, stream, step, i, drawn)
         return np.stack(outputs)
 
     def _visible_rows(self, layer: int, stream: int, step: Step, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,9 +176,11 @@ class ReferenceCache:
         self._move_windows(cells, fresh, seen)
         for h, head in enumerate(self.heads[layer][stream]):
             rows = {int(cell): (step.k[i, token, h], step.v[i, token, h]) for token, cell in enumerate(fresh)}
-            first = self._first_scores(head, fresh, step.k[i][:, h], mass[h])
+            queries = self.queries[layer][stream][h]
+            queries.add(np.split(step.q[i] * step.scale, self.shape.n_head_kv, axis=1)[h])
+            first = self._first_scores(head, fresh, step.k[i][:, h], mass[h], queries)
             self._store_sinks(head, sinks, rows)
-            chosen = self._choose(layer, h, head, cells, rows, mass[h], first)
+            chosen = self._choose(layer, h, head, cells, rows, mass[h], first, queries)
             for cell, (k, v) in rows.items():
                 self._write_row(head, cell, k, v, chosen.get(cell))
 
@@ -223,13 +231,15 @@ class ReferenceCache:
                 head.k.exact[free] = codec.clean(k).astype(np.float16)
                 head.v.exact[free] = codec.clean(v).astype(np.float16)
 
-    def _first_scores(self, head: Head, fresh: np.ndarray, keys: np.ndarray, mass: np.ndarray) -> dict[int, float]:
+    def _first_scores(
+        self, head: Head, fresh: np.ndarray, keys: np.ndarray, mass: np.ndarray, queries: policy.Queries
+    ) -> dict[int, float]:
         """Each new cell's score when it is stored. keys: [n, dim] of the micro-batch; mass: float64 [n_kv]."""
         reach = np.zeros(self.shape.n_cells)
         reach[: len(mass)] = mass
         block = int(fresh.min()) // BLOCK_CELLS - 1
         before = head.k_mean[block].astype(np.float32) if block >= 0 and self.config.center_keys else None
-        return dict(zip(fresh.tolist(), policy.first_scores(self.config.policy, reach[fresh], keys, before)))
+        return dict(zip(fresh.tolist(), policy.first_scores(self.config.policy, reach[fresh], keys, before, queries)))
 
     def _choose(
         self,
@@ -240,6 +250,7 @@ class ReferenceCache:
         rows: dict[int, tuple[np.ndarray, np.ndarray]],
         mass: np.ndarray,
         first: dict[int, float],
+        queries: policy.Queries,
     ) -> dict[int, float]:
         """Ranks refined rows and new ones together and demotes the losers.
 
@@ -251,6 +262,8 @@ class ReferenceCache:
         held = head.slot_cell != NOBODY
         old, new = head.slot_cell[held].astype(int), list(rows)
         head.slot_mass[held] = policy.folded(self.config.policy, head.slot_mass[held], reach[old], len(first))
+        if policy.reads_queries(self.config.policy) and len(old):
+            head.slot_mass[held] = queries.expected_logit(np.stack([head.load(int(cell))[0] for cell in old]))
         candidates = np.concatenate([old, np.array(new, int)])
         weights = np.concatenate([head.slot_mass[held], np.array([first[cell] for cell in new], np.float32)])
         norms = [head.v.norm_of(int(cell)) for cell in old] + [head.v.norm_as_stored(rows[cell][1]) for cell in new]
@@ -308,6 +321,7 @@ class ReferenceCache:
         for layer in range(self.shape.n_layer):
             self.heads[layer][target] = copy.deepcopy(self.heads[layer][source])
             self.cells[layer][target] = copy.deepcopy(self.cells[layer][source])
+            self.queries[layer][target] = copy.deepcopy(self.queries[layer][source])
 
     # --- reading ----------------------------------------------------------------------------------------------------
 

@@ -12,13 +12,16 @@ namespace mikv {
 namespace {
 
 const Policy builtin[] = {
-    {"h2o", rank_h2o, nullptr, Fold::sum, true, false, nullptr},
-    {"normalized", rank_normalized, nullptr, Fold::sum, true, false, nullptr},
-    {"snapkv", rank_snapkv, nullptr, Fold::window, true, false, nullptr},
-    {"peak", rank_h2o, nullptr, Fold::peak, true, false, nullptr},
-    {"keydiff", rank_h2o, nullptr, Fold::fixed, true, false, first_keydiff},
-    {"recent", rank_recent, nullptr, Fold::sum, false, false, nullptr},
-    {"random", rank_random, nullptr, Fold::sum, false, false, nullptr},
+    {"h2o", rank_h2o, nullptr, Fold::sum, true, 0, nullptr, {}},
+    {"normalized", rank_normalized, nullptr, Fold::sum, true, 0, nullptr, {}},
+    {"snapkv", rank_snapkv, nullptr, Fold::window, true, 0, nullptr, {}},
+    {"peak", rank_h2o, nullptr, Fold::peak, true, 0, nullptr, {}},
+    {"clamped", rank_clamped, nullptr, Fold::most, true, reads_most, nullptr, {}},
+    {"probes", rank_normalized, nullptr, Fold::sum, true, 0, nullptr, {5, 5, true, true}},
+    {"expected", rank_expected, nullptr, Fold::fixed, true, reads_queries, nullptr, {}},
+    {"keydiff", rank_h2o, nullptr, Fold::fixed, true, 0, first_keydiff, {}},
+    {"recent", rank_recent, nullptr, Fold::sum, false, 0, nullptr, {}},
+    {"random", rank_random, nullptr, Fold::sum, false, 0, nullptr, {}},
 };
 constexpr int n_builtin = sizeof(builtin) / sizeof(builtin[0]);
 
@@ -46,6 +49,8 @@ float folded(Fold fold, float score, float mass, int n_queries) {
         return score * std::exp2(-float(n_queries) / window_half_life) + mass;
     case Fold::peak:
         return std::max(score, mass / float(n_queries));
+    case Fold::most:
+        return std::max(score, mass);
     case Fold::fixed:
         break;
     }
@@ -94,7 +99,7 @@ bool policy_register(const char * name, mikv_policy_fn rank, void * user) {
             return true;
         }
     }
-    registered.push_back({name, {nullptr, rank, user, Fold::sum, true, true, nullptr}});
+    registered.push_back({name, {nullptr, rank, user, Fold::sum, true, reads_norm, nullptr, {}}});
     registered.back().policy.name = registered.back().name.c_str();
     return true;
 }

@@ -109,7 +109,8 @@ float largest_share(const std::vector<HeadChoice> & choices) {
 CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::vector<HeadChoice> & choices, double cells) {
     const double largest = largest_share(choices);
     CacheLayout  layout;
-    layout.n_head_kv = s.n_head_kv;
+    layout.n_head_kv  = s.n_head_kv;
+    layout.query_sums = policy_named(c.policy).policy->reads & reads_queries;
     for (const HeadChoice & choice : choices) {
         const double wanted = choice.all ? s.n_cells : largest > 0 ? cells * double(choice.share) / largest : cells;
         const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));

@@ -16,8 +16,9 @@ mikv_status check_shape(const mikv_shape & shape);
 
 // The arrays of all KV heads of one stream.
 struct CacheLayout {
-    int                     n_head_kv = 0;
-    std::vector<HeadLayout> heads; // [n_layer][n_head_kv]
+    int                     n_head_kv  = 0;
+    bool                    query_sums = false; // the policy reads the queries
+    std::vector<HeadLayout> heads;              // [n_layer][n_head_kv]
 
     const HeadLayout & at(int index, int head) const { return heads[size_t(index) * n_head_kv + head]; }
     size_t             layer_bytes(int index) const; // all heads of one stream

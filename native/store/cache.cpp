@@ -13,7 +13,9 @@ namespace {
 
 std::atomic<uint64_t> last_id{0};
 
-size_t state_bytes(const HeadLayout & l) { return sizeof(HeadState) + sizeof(float) * l.k.dim + size_t(l.n_blocks()); }
+size_t state_bytes(const HeadLayout & l, bool query_sums) {
+    return sizeof(HeadState) + sizeof(float) * l.k.dim * (query_sums ? 3 : 1) + size_t(l.n_blocks());
+}
 
 uint32_t next_free(const HeadView & h, uint32_t slot) {
     uint32_t next;
@@ -29,7 +31,7 @@ int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
     const int n_batch = std::min(staging_tokens, s.n_cells);
     int64_t   heads   = 0;
     for (const HeadLayout & head : layout.heads) {
-        heads += int64_t(head.total_bytes() + state_bytes(head));
+        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums));
     }
     return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
            int64_t(Staging::bytes(n_batch, s.n_head_kv, s.head_dim_k, s.head_dim_v));
@@ -99,6 +101,7 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     cache->states_.resize(heads);
     cache->mean_sums_.resize(heads * size_t(shape.head_dim_k));
     cache->has_mean_.resize(heads * size_t(layout.heads.front().n_blocks()));
+    cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(shape.head_dim_k) : 0);
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
     }
@@ -116,7 +119,8 @@ Head Cache::head(int index, int stream, int h) {
         offset += layout_.at(index, before).total_bytes();
     }
     return {view_head(layout, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout.k.dim,
-            has_mean_.data() + size_t(i) * layout.n_blocks()};
+            has_mean_.data() + size_t(i) * layout.n_blocks(),
+            layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr};
 }
 
 void Cache::index_cells(const Head & head, int n, int32_t * place) const {
@@ -146,6 +150,7 @@ void Cache::reset_head(Head head) {
     std::fill(h.k_mean, h.k_mean + size_t(h.n_blocks()) * h.k.dim, uint16_t(0));
     std::fill(head.mean_sum, head.mean_sum + h.k.dim, 0.0f);
     std::fill(head.has_mean, head.has_mean + h.n_blocks(), uint8_t(0));
+    std::fill_n(head.query_sums, head.query_sums ? 2 * h.k.dim : 0, 0.0f);
 }
 
 void Cache::clear() {
@@ -170,6 +175,7 @@ void Cache::copy_stream(int index, int from, int to) {
         target.state = source.state;
         std::copy(source.mean_sum, source.mean_sum + source.view.k.dim, target.mean_sum);
         std::copy(source.has_mean, source.has_mean + source.view.n_blocks(), target.has_mean);
+        std::copy_n(source.query_sums, source.query_sums ? 2 * source.view.k.dim : 0, target.query_sums);
     }
 }
 

@@ -21,6 +21,7 @@ struct HeadState {
     int64_t  demotions  = 0;
     double   mass[3]    = {0, 0, 0}; // attention mass on exact, refined and base rows
     int32_t  mean_count = 0;         // keys in the running sum for the next block's mean
+    int64_t  n_queries  = 0;         // in query_sums
 };
 
 // One KV head of one layer and stream, with everything that belongs to it.
@@ -29,6 +30,8 @@ struct Head {
     HeadState & state;
     float *     mean_sum; // [k.dim] sum of the keys stored since the last block got its mean
     uint8_t *   has_mean; // [n_blocks]
+    float *
+        query_sums; // [2][k.dim] sum of the queries and of their squares, scaled as for the logits; null: the policy does not ask
 };
 
 class Cache {
@@ -82,6 +85,7 @@ private:
     std::vector<HeadState>                  states_;
     std::vector<float>                      mean_sums_;
     std::vector<uint8_t>                    has_mean_;
+    std::vector<float>                      query_sums_;
     std::vector<std::unique_ptr<CellTable>> cells_; // [n_stream]
     std::unique_ptr<Staging>                staging_;
 };

@@ -5,6 +5,7 @@
 
 #include "backend/cpu/kernels.h"
 #include "codec/bitsplit.h"
+#include "kernel/load.h"
 #include "kernel/store.h"
 #include "store/mean.h"
 #include "store/tiers.h"
@@ -44,7 +45,7 @@ void add_mass(Head & head, const Commit & c, Fold fold) {
     for (int slot = 0; slot < h.n_slots; slot++) {
         if (h.slot_cell[slot] < uint32_t(c.n_mass)) {
             const float mass  = c.mass[h.slot_cell[slot]] * c.mass_scale;
-            h.slot_mass[slot] = folded(fold, h.slot_mass[slot], mass, c.n);
+            h.slot_mass[slot] = folded(fold, h.slot_mass[slot], c.most ? c.most[h.slot_cell[slot]] : mass, c.n);
             refined += mass;
         }
     }
@@ -105,6 +106,11 @@ void rank(Cache & cache, const Commit & c, const CellTable & table, std::vector<
     }
 }
 
+float query_logit(const Head & head, const float * key) {
+    const int dim = head.view.k.dim;
+    return expected_logit(key, head.query_sums, head.query_sums + dim, double(head.state.n_queries), dim);
+}
+
 // What each row of the batch scores before it has a slot: [c.n].
 std::vector<float> first_scores(const Head & head, const Commit & c, const Policy & policy) {
     std::vector<float> scores(size_t(c.n)), mean(size_t(head.view.k.dim));
@@ -115,8 +121,10 @@ std::vector<float> first_scores(const Head & head, const Commit & c, const Polic
     }
     for (int i = 0; i < c.n; i++) {
         const int   cell = c.cells[i];
-        const float mass = c.mass && cell < c.n_mass ? c.mass[cell] * c.mass_scale : 0.0f;
-        if (policy.first) { // a few keys say little of their mean: the block before knows better
+        const float mass = c.mass && cell < c.n_mass ? c.most ? c.most[cell] : c.mass[cell] * c.mass_scale : 0.0f;
+        if (policy.reads & reads_queries) {
+            scores[i] = query_logit(head, c.k + i * c.k_stride);
+        } else if (policy.first) { // a few keys say little of their mean: the block before knows better
             const bool few = c.n < mean_rows && cell >= block_cells && head.has_mean[cell / block_cells - 1];
             for (int d = 0; d < head.view.k.dim && few; d++) {
                 mean[d] = half_to_float(head.view.k_mean[int64_t(cell / block_cells - 1) * head.view.k.dim + d]);
@@ -145,18 +153,23 @@ int place_sinks(Head & head, const CellTable & table, const Commit & c) {
 // More rows want slots than there are: the policy's choice.
 void choose_slots(Cache & cache, Head & head, const CellTable & table, const Commit & c, const std::vector<float> & scores) {
     const HeadView &       h     = head.view;
-    const bool             norms = cache.policy().by_value || cache.policy().policy->reads_norm;
+    const unsigned         reads = cache.policy().policy->reads | (cache.policy().by_value ? reads_norm : 0u);
     std::vector<Candidate> rows;
+    std::vector<float>     key(size_t(h.k.dim));
     for (int slot = 0; slot < h.n_slots; slot++) {
         const uint32_t cell = h.slot_cell[slot];
         if (cell != free_slot) {
-            const float norm = norms ? estimated_norm(h.v, h.v_params + cell, h.n_cells) : 0.0f;
+            const float norm = reads & reads_norm ? estimated_norm(h.v, h.v_params + cell, h.n_cells) : 0.0f;
+            if (reads & reads_queries) { // what is known of the queries has changed: the refined key is read again
+                load_key(h, int(cell), slot, key.data());
+                h.slot_mass[slot] = query_logit(head, key.data());
+            }
             rows.push_back(candidate(table, cell, h.slot_mass[slot], norm, slot));
         }
     }
     for (int i = 0; i < c.n; i++) {
         if (c.place[c.cells[i]] == place_base) {
-            const float norm = norms ? norm_of_new(h.v, c.v + i * c.v_stride) : 0.0f;
+            const float norm = reads & reads_norm ? norm_of_new(h.v, c.v + i * c.v_stride) : 0.0f;
             rows.push_back(candidate(table, uint32_t(c.cells[i]), scores[i], norm, -1));
         }
     }

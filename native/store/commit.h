@@ -19,7 +19,8 @@ struct Commit {
     int           n_place; // above every cell of the batch
     const float * mass;    // [n_mass] attention mass that fell on each cell in this micro-batch, or null: not measured
     int           n_mass;
-    float         mass_scale; // what it counts, measured on a sample of the queries
+    float         mass_scale;     // what it counts, measured on a sample of the queries
+    const float * most = nullptr; // [n_mass] the most that one query gave each cell, or null: the policy does not read it
 };
 
 void commit_rows(Cache & cache, const Commit & commit);

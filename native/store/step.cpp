@@ -12,12 +12,10 @@ namespace mikv {
 
 namespace {
 
-constexpr int few_rows     = 24;   // query rows of a KV head up to which the decode kernel is used
-constexpr int block_rows   = 128;  // query rows that a prefill item works on
-constexpr int least_chunk  = 256;  // cells of a decode item
-constexpr int probe_chunk  = 1024; // cells of a probe item
-constexpr int probe_recent = 8;    // probe queries: the last so many,
-constexpr int probe_spread = 16;   //   and so many spread over the others
+constexpr int few_rows    = 24;   // query rows of a KV head up to which the decode kernel is used
+constexpr int block_rows  = 128;  // query rows that a prefill item works on
+constexpr int least_chunk = 256;  // cells of a decode item
+constexpr int probe_chunk = 1024; // cells of a probe item
 
 size_t padded(size_t n) { return (n + 15) / 16 * 16; }
 
@@ -54,6 +52,7 @@ struct Step::Scratch {
     int32_t * place;   // [n_heads][n_kv]
     int32_t * nothing; // [n_kv] of -1: no staged rows
     float *   mass;    // [n_heads][n_kv]
+    float *   most;    // [n_heads][n_kv], or nothing if the policy does not read it
     float *   m;       // [n_stream][n_head][n_tokens]: final
     float *   l;
     float *   weights; // few: [n_heads][rows][n_kv]
@@ -89,6 +88,7 @@ Step::Scratch Step::lay_out() const {
     s.place             = reinterpret_cast<int32_t *>(take(heads * n_kv));
     s.nothing           = reinterpret_cast<int32_t *>(take(n_kv));
     s.mass              = take(heads * n_kv);
+    s.most              = take(reads(reads_most) ? heads * n_kv : 0);
     s.m                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
     s.l                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
     s.weights           = take(few() ? heads * rows * n_kv : 0);
@@ -127,6 +127,7 @@ void Step::index(int item) {
     cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), shape_.n_kv,
                        s.place + size_t(item) * shape_.n_kv);
     std::fill_n(s.mass + size_t(item) * shape_.n_kv, shape_.n_kv, 0.0f);
+    std::fill_n(s.most + size_t(item) * shape_.n_kv, reads(reads_most) ? shape_.n_kv : 0, 0.0f);
     if (item == 0) {
         std::fill_n(s.nothing, shape_.n_kv, -1);
     }
@@ -291,43 +292,49 @@ void Step::merge_chunks(int head_item) {
                       last  = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
             const size_t at = part(chunk);
             if (s.part_l[at] > 0.0f) {
-                kernels().add_scaled(s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + first,
-                                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], last - first,
-                                     s.mass + size_t(head_item) * shape_.n_kv + first);
+                note(s, s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + first,
+                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], last - first,
+                     size_t(head_item) * shape_.n_kv + first);
             }
         }
     }
 }
 
-int Step::n_probes() const { return std::min(shape_.n_tokens, probe_recent + probe_spread); }
-
-// The last probe_recent tokens, and probe_spread at even distances before them.
-int Step::probe_token(int i) const {
-    const int n = n_probes(), before = n - std::min(n, probe_recent);
-    if (i >= before) {
-        return shape_.n_tokens - n + i;
+// A query's weights on n cells, times factor, are attention that fell there. at: of the first cell, in [n_heads][n_kv].
+void Step::note(const Scratch & s, const float * weights, float factor, int n, size_t at) const {
+    kernels().add_scaled(weights, factor, n, s.mass + at);
+    const int n_most = reads(reads_most) ? n : 0;
+    for (int i = 0; i < n_most; i++) {
+        s.most[at + i] = std::max(s.most[at + i], factor * weights[i]);
     }
-    return int(int64_t(shape_.n_tokens - (n - before)) * i / before);
+}
+
+bool Step::reads(unsigned what) const { return (cache_.policy().policy->reads & what) != 0; }
+
+std::vector<int> Step::probes(int stream) const {
+    return probe_tokens(cache_.policy().policy->probes, shape_.n_tokens, cache_.cells(shape_.first_stream + stream).now());
 }
 
 int Step::probe_items() const {
-    return few() || !shape_.staged ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk);
+    return few() || !shape_.staged || reads(reads_queries) ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk);
 }
 
 void Step::probe(int item) {
-    const Scratch      s         = lay_out();
-    const mikv_shape & c         = cache_.shape();
-    const int          head_item = item % n_heads(), chunk = item / n_heads();
-    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group(), n = n_probes(), rows = g * n;
-    const int          first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
-    const size_t       q_size = padded(size_t(rows) * c.head_dim_k), mask_size = padded(size_t(n) * probe_chunk / 2);
-    float *            q      = query_buffer(q_size + padded(g) + mask_size + size_t(rows) * width + 16);
-    float *            slope  = q + q_size;
-    uint16_t *         mask   = reinterpret_cast<uint16_t *>(slope + padded(g));
-    float *            logits = slope + padded(g) + mask_size;
-    QueryRows          query  = {q, slope, mask - first, probe_chunk, rows, n, data_.softcap};
+    const Scratch          s         = lay_out();
+    const mikv_shape &     c         = cache_.shape();
+    const int              head_item = item % n_heads(), chunk = item / n_heads();
+    const int              stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
+    const std::vector<int> tokens = probes(stream);
+    const int              n = int(tokens.size()), rows = g * n;
+    const int              first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
+    const size_t           q_size = padded(size_t(rows) * c.head_dim_k), mask_size = padded(size_t(n) * probe_chunk / 2);
+    float *                q      = query_buffer(q_size + padded(g) + mask_size + size_t(rows) * width + 16);
+    float *                slope  = q + q_size;
+    uint16_t *             mask   = reinterpret_cast<uint16_t *>(slope + padded(g));
+    float *                logits = slope + padded(g) + mask_size;
+    QueryRows              query  = {q, slope, mask - first, probe_chunk, rows, n, data_.softcap};
     for (int i = 0; i < n; i++) {
-        const int        t   = probe_token(i);
+        const int        t   = tokens[i];
         const uint16_t * row = data_.mask + stream * data_.mask_stream + t * data_.mask_token + first;
         std::copy(row, row + width, mask + size_t(i) * probe_chunk);
         std::vector<float> one(size_t(g) * c.head_dim_k);
@@ -339,11 +346,10 @@ void Step::probe(int item) {
     kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
                     staged_rows(stream, h), query, first, last, logits - first, width);
     for (int row = 0; row < rows; row++) {
-        const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + probe_token(row % n);
+        const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + tokens[row % n];
         if (s.l[at] > 0.0f) {
             kernels().weigh(logits + size_t(row) * width, s.m[at], width);
-            kernels().add_scaled(logits + size_t(row) * width, 1.0f / s.l[at], width,
-                                 s.mass + size_t(head_item) * shape_.n_kv + first);
+            note(s, logits + size_t(row) * width, 1.0f / s.l[at], width, size_t(head_item) * shape_.n_kv + first);
         }
     }
 }
@@ -376,10 +382,29 @@ void Step::commit_staged(int head_item) {
         place = longer.data();
     }
     const StagedRows rows  = staged_rows(stream, h);
-    const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(n_probes());
-    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v,
-                         rows.k_stride, rows.v_stride, place, end,
-                         data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale});
+    const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(probes(stream).size());
+    if (reads(reads_queries) && data_.out) {
+        add_queries(stream, h);
+    }
+    commit_rows(cache_,
+                {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride,
+                 rows.v_stride, place, end, data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale,
+                 data_.out && reads(reads_most) ? s.most + size_t(head_item) * shape_.n_kv : nullptr});
+}
+
+// The micro-batch's queries of all query heads of a KV head, into what is known of the queries.
+void Step::add_queries(int stream, int head) const {
+    const int dim = cache_.shape().head_dim_k, rows = group();
+    float *   q  = query_buffer(size_t(rows) * dim + rows);
+    Head      of = cache_.head(shape_.index, shape_.first_stream + stream, head);
+    for (int t = 0; t < shape_.n_tokens; t++) {
+        gather(stream, head, t, 1, q, q + size_t(rows) * dim);
+        for (int i = 0; i < rows * dim; i++) {
+            of.query_sums[i % dim] += q[i];
+            of.query_sums[dim + i % dim] += q[i] * q[i];
+        }
+    }
+    of.state.n_queries += int64_t(rows) * shape_.n_tokens;
 }
 
 } // namespace mikv

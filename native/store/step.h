@@ -53,24 +53,26 @@ public:
 
 private:
     struct Scratch; // where the arrays lie
-    Scratch    lay_out() const;
-    int        n_heads() const { return shape_.n_stream * cache_.shape().n_head_kv; }
-    int        group() const { return shape_.n_head / cache_.shape().n_head_kv; }
-    bool       few() const;
-    int        n_chunks() const;
-    int        n_probes() const;
-    int        probe_token(int i) const;
-    QueryRows  gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
-    QueryRows  visible(QueryRows rows, const CellIndex & index,
-                       std::vector<uint16_t> & memory) const; // less what the test arm evicts
-    StagedRows staged_rows(int stream, int head) const;
-    CellIndex  cell_index(int stream, int head) const;
-    void       attend_chunk(int head_item, int chunk);
-    void       attend_block(int head_item, int block);
-    void       merge_chunks(int head_item);
-    void       write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
-                         float * final_l) const;
-    void       commit_staged(int head_item);
+    Scratch          lay_out() const;
+    int              n_heads() const { return shape_.n_stream * cache_.shape().n_head_kv; }
+    int              group() const { return shape_.n_head / cache_.shape().n_head_kv; }
+    bool             few() const;
+    int              n_chunks() const;
+    bool             reads(unsigned what) const; // does the policy
+    std::vector<int> probes(int stream) const;
+    void             note(const Scratch & s, const float * weights, float factor, int n, size_t at) const;
+    void             add_queries(int stream, int head) const;
+    QueryRows        gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
+    QueryRows        visible(QueryRows rows, const CellIndex & index,
+                             std::vector<uint16_t> & memory) const; // less what the test arm evicts
+    StagedRows       staged_rows(int stream, int head) const;
+    CellIndex        cell_index(int stream, int head) const;
+    void             attend_chunk(int head_item, int chunk);
+    void             attend_block(int head_item, int block);
+    void             merge_chunks(int head_item);
+    void             write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
+                               float * final_l) const;
+    void             commit_staged(int head_item);
 
     Cache &         cache_;
     StepShape       shape_;

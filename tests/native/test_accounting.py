@@ -23,12 +23,14 @@ LAYOUTS = (
     (Config(4, 4, 8, group=32, refined_share=0.0), Shape(1, 1, 128, 1, 96, 64)),
     (Config(2, 4, 4, sinks=64, refined_share=1.0), Shape(1, 8, 20000, 1, 32, 256)),
     (Config(4, 3, 6, sinks=1, window=300, refined_share=0.1), Shape(1, 2, 200, 4, 192, 128)),
+    (Config(4, 2, 5, sinks=4, window=64, policy="expected"), Shape(2, 2, 500, 2, 64, 64)),
 )
 
 
-def head_state_bytes(shape: Shape) -> int:
-    """Room for what a head remembers besides FORMAT.md's arrays: counters, and the sum of the keys of the next block."""
-    return 128 + 4 * shape.head_dim_k + -(-shape.n_cells // 128)
+def head_state_bytes(config: Config, shape: Shape) -> int:
+    """Room for what a head remembers besides FORMAT.md's arrays: counters, sums of keys and of queries."""
+    n_sums = 3 if config.policy == "expected" else 1
+    return 128 + 4 * n_sums * shape.head_dim_k + -(-shape.n_cells // 128)
 
 
 @pytest.mark.parametrize(("config", "shape"), LAYOUTS)
@@ -41,7 +43,7 @@ def test_total_is_the_sum_of_the_arrays(config, shape):
         assert stats.bytes_base == n_heads * head["base"]
         assert stats.bytes_refined == n_heads * head["refined"]
         arrays = n_heads * head["metadata"] + table_bytes(shape)
-        assert arrays <= stats.bytes_metadata <= arrays + n_heads * head_state_bytes(shape)
+        assert arrays <= stats.bytes_metadata <= arrays + n_heads * head_state_bytes(config, shape)
         parts = stats.bytes_base + stats.bytes_refined + stats.bytes_metadata + stats.bytes_staging
         assert stats.bytes_total == parts
         f16 = 2 * shape.n_cells * shape.n_stream * shape.n_layer * shape.n_head_kv
