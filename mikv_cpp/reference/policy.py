@@ -170,8 +170,8 @@ def folded(name: str, score: np.ndarray, mass: np.ndarray, n_queries: int) -> np
 def first_scores(name: str, mass: np.ndarray, keys: np.ndarray, mean_before: np.ndarray | None, queries: Queries) -> np.ndarray:
     """Scores of a micro-batch's rows [n] when they are stored.
 
-    keys: [n, dim]. mean_before: [dim], the mean key of the block before, which counts for fewer than MEAN_ROWS keys. queries: of
-    all micro-batches so far, this one included.
+    keys: [n, dim]. mean_before: [dim], the mean key of the block before, which counts for fewer than MEAN_ROWS keys. queries:
+    of all micro-batches so far, this one included.
     """
     if reads_queries(name):
         return queries.expected_logit(keys)
