@@ -60,7 +60,7 @@ void rank_snapkv(void * user, const mikv_policy_query * query, float * priority)
 // The score of keys unlike the mean key, whatever the queries (KeyDiff, arXiv 2504.15364): for prompts that are reused.
 float first_keydiff(const float * key, const float * mean, int dim);
 // The most that one query gave, but never less than the mean of that over the rows (DefensiveKV, arXiv 2510.13334, section 4). Alone, the rows
-// below the mean are equal and the younger goes first; times the value's norm, as in the paper, the norm tells them apart.
+// below the mean are equal and the younger goes first; times the value's norm, the norm tells them apart.
 void rank_clamped(void * user, const mikv_policy_query * query, float * priority);
 // The attention that queries like those so far will give on average (Expected Attention, arXiv 2510.00636, equation 3): exp of expected_logit.
 void rank_expected(void * user, const mikv_policy_query * query, float * priority);
