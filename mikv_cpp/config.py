@@ -215,7 +215,7 @@ PRESETS: dict[str, KVConfig] = {
     # 3.0 bits: the smallest that answers well
     "mikv-tight": KVConfig(k_bits=3, v_bits=2, refined_share=0.03),
     # 4.5 bits: about as good as llama.cpp's q8_0
-    "mikv-safe": KVConfig(k_bits=4, v_bits=3, refined_share=0.28),
+    "mikv-safe": KVConfig(k_bits=4, v_bits=3, refined_bits=6, refined_share=0.19),
     # 3.7 bits: the shape of the MiKV paper
     "paper": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20, policy="h2o"),
     # 4.5 bits: no token singled out but sinks and window

@@ -20,7 +20,7 @@ def test_presets_are_what_the_readme_says() -> None:
     assert rows == {
         "mikv": (4, 2, 5, 0.12, "normalized"),
         "mikv-tight": (3, 2, 5, 0.03, "normalized"),
-        "mikv-safe": (4, 3, 5, 0.28, "normalized"),
+        "mikv-safe": (4, 3, 6, 0.19, "normalized"),
         "paper": (2, 2, 8, 0.20, "h2o"),
         "sinks": (4, 4, 8, 0.0, "recent"),
         "q8": (4, 4, 8, 1.0, "normalized"),
