@@ -230,9 +230,9 @@ def test_a_stale_row_is_noticed(cache, passes):
 class RuinedBase(ReferenceCache):
     """Demotion touches the base: the lowest bit of a demoted row's first byte."""
 
-    def _choose(self, layer, h, head, cells, rows, mass, first):
+    def _choose(self, layer, h, head, cells, rows, mass, first, queries):
         held = set(head.slot_cell.tolist())
-        chosen = super()._choose(layer, h, head, cells, rows, mass, first)
+        chosen = super()._choose(layer, h, head, cells, rows, mass, first, queries)
         for cell in held - set(head.slot_cell.tolist()):
             head.v.base[int(cell), 0] ^= 1
         return chosen
