@@ -6,7 +6,7 @@ plain  := "f16" | "q8_0" | "q5_1" | "q5_0" | "q4_1" | "q4_0"     llama.cpp's own
 mikv   := (preset | bits | profile) (":" policy)? (":" field "=" value)*   on the MIKV device
 bits   := "k" K "v" V "r" R ("s" SHARE)?                         K3 V2 refined to 5 bits, 28 %: "k3v2r5s0.28"
 profile := a file whose name ends in .toml                       "my/profile.toml:sinks=0"
-field  := any field of KVConfig: "mikv:sinks=0:center_keys=0"
+field  := any field of KVConfig: "mikv:sinks=0:center_keys=0", "paper:balance=off:group=half"
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from mikv_cpp.config import PRESETS, PROFILE, KVConfig
+from mikv_cpp.config import HALF, PRESETS, PROFILE, KVConfig
 from mikv_cpp.errors import ConfigError
 
 PLAIN_BITS: Mapping[str, float] = {"f16": 16.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5}
@@ -83,6 +83,8 @@ def parse_field(name: str, field: str, text: str) -> Any:
     if field not in defaults:
         raise ConfigError(f"unknown field {field!r} in the cache {name!r}: use one of {', '.join(defaults)}")
     default = defaults[field]
+    if (field, text) == ("group", "half"):
+        return HALF
     wanted = "0 or 1" if isinstance(default, bool) else "a number"
     try:
         if isinstance(default, bool):

@@ -13,7 +13,9 @@ from mikv_cpp.spread import SPREADS
 
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)
-GROUPS = (0, 32, 64)
+HALF = -1  #: the group of half the head size
+GROUPS = (0, 32, 64, HALF)
+BALANCES = ("off", "max", "rms")
 MAX_SINKS = 64
 MAX_WINDOW = 4096
 
@@ -89,7 +91,16 @@ class KVConfig:
         sinks: first tokens of a sequence, kept exact (f16), 0 to 64.
         window: most recent tokens of a sequence, always refined, 0 to 4096.
         center_keys: subtract the mean key of each block of 128 tokens before quantizing.
-        group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it.
+        group: values that share a scale and a minimum, 32 or 64; 0 takes 64, or 32 where the head size asks for it; "half" (-1)
+            half of the head size where that is 32 or 64, else as 0.
+        rotate: rotate keys, queries and values (Hadamard) before quantizing. llama.cpp does it where it can and keys are not
+            balanced, mikv_cpp elsewhere.
+        balance: weigh the channels of keys against those of queries before quantizing (and before the rotation): "off"; "max",
+            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); or "rms", damped. Each KV head's is fixed by the first
+            micro-batch that it meets, if that has 32 tokens or more: until the cache is cleared.
+        end_points: round the base's codes to a group's minimum and maximum (the MiKV paper's equation 1), not to bins' middles.
+        recent_share: share of the refined tokens that are the sequence's most recent ones, 0 to 1; counts where it comes to
+            more than window.
         layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
             vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone) and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV
             head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
@@ -113,7 +124,11 @@ class KVConfig:
     sinks: int = 4
     window: int = 64
     center_keys: bool = True
-    group: int = 0
+    group: Union[int, str] = 0
+    rotate: bool = True
+    balance: str = "off"
+    end_points: bool = False
+    recent_share: float = 0.0
     layers: str = ""
     spread: str = "uniform"
     protect: bool = True
@@ -128,14 +143,16 @@ class KVConfig:
                 f"refined_bits={self.refined_bits} is below the base (k_bits={self.k_bits}, v_bits={self.v_bits}): "
                 "raise refined_bits or lower the base bits"
             )
+        if self.group == "half":
+            object.__setattr__(self, "group", HALF)
         _check_choice("group", self.group, GROUPS)
+        if self.balance not in BALANCES:
+            raise ConfigError(f"balance={self.balance!r} is not possible: use one of {_listed(BALANCES)}")
         _check_range("sinks", self.sinks, MAX_SINKS)
         _check_range("window", self.window, MAX_WINDOW)
-        if isinstance(self.refined_share, bool) or not isinstance(self.refined_share, (int, float)):
-            raise ConfigError(f"refined_share={self.refined_share!r} is not a number: use 0 to 1")
-        if not 0 <= self.refined_share <= 1:
-            raise ConfigError(f"refined_share={self.refined_share} is not between 0 and 1: 0.12 refines 12 % of the cells")
-        for name in ("center_keys", "protect"):
+        _check_share("refined_share", self.refined_share, "0.12 refines 12 % of the cells")
+        _check_share("recent_share", self.recent_share, "0.5 gives the most recent tokens half of the refined ones")
+        for name in ("center_keys", "rotate", "end_points", "protect"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is neither True nor False")
         _check_layers(self.spread, self.layers)
@@ -208,6 +225,13 @@ def _check_layers(spread: str, layers: str) -> None:
             raise ConfigError(f"layers has {row!r}: write rows like 0:k4v4r8s0.5 or 3.1:s0.1, with commas between them")
 
 
+def _check_share(name: str, value: object, example: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}={value!r} is not a number: use 0 to 1")
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value} is not between 0 and 1: {example}")
+
+
 #: One row for each preset. Bits per value are all in (head size 64, context 2048; longer contexts take up to 0.1 less).
 PRESETS: dict[str, KVConfig] = {
     # 3.7 bits: the default, best quality for its bytes
@@ -216,8 +240,25 @@ PRESETS: dict[str, KVConfig] = {
     "mikv-tight": KVConfig(k_bits=3, v_bits=2, refined_share=0.03),
     # 4.5 bits: about as good as llama.cpp's q8_0
     "mikv-safe": KVConfig(k_bits=4, v_bits=3, refined_bits=6, refined_share=0.19),
-    # 3.7 bits: the shape of the MiKV paper
-    "paper": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20, policy="h2o"),
+    # 3.7 bits: the precisions and the policy of the MiKV paper, the rest as in "mikv"
+    "mikv-2bit": KVConfig(k_bits=2, v_bits=2, refined_bits=8, refined_share=0.20, policy="h2o"),
+    # 3.9 bits: MiKV as its paper has it (arXiv 2402.18096; important tokens at INT8)
+    "paper": KVConfig(
+        k_bits=2,
+        v_bits=2,
+        refined_bits=8,
+        refined_share=0.20,
+        policy="h2o",
+        sinks=0,
+        window=0,
+        center_keys=False,
+        group=HALF,
+        rotate=False,
+        balance="max",
+        end_points=True,
+        recent_share=0.5,
+        protect=False,
+    ),
     # 4.5 bits: no token singled out but sinks and window
     "sinks": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=0.0, policy="recent"),
     # 8.9 bits: every token at 8 bits

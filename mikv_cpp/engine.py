@@ -29,7 +29,6 @@ from mikv_cpp.plan import plan_cache
 from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_log
 
 CACHE_TYPES = {name: getattr(api, f"GGML_TYPE_{name.upper()}") for name in PLAIN_BITS}
-MIKV_TYPE = "q8_0"  # the logical type where the head size is not known: llama.cpp rotates keys and values for it
 Tokens = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 
@@ -233,8 +232,7 @@ class Models:
         plan = plan_cache(library, self.file, config, n_ctx)
         before = set(library.caches(device))
         library.configure(device, plan.config, plan.shape, plan.budget_bytes)
-        cache_type = plan.shape.logical_type if plan.shape else MIKV_TYPE
-        engine = Engine(loaded, spec, cache_type, n_ctx, ubatch, self.n_threads)
+        engine = Engine(loaded, spec, plan.logical_type, n_ctx, ubatch, self.n_threads)
         made = [cache for cache in library.caches(device) if cache not in before]
         note = library.note(device)
         if not made:

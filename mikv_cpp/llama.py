@@ -73,7 +73,7 @@ class Llama(llama_cpp.Llama):
                 self._load(model_path, log, kwargs)
         else:
             plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx)
-            self._load_on_mikv(model_path, plan, _settle(kwargs, plan.shape.logical_type if plan.shape else "q8_0"))
+            self._load_on_mikv(model_path, plan, _settle(kwargs, plan.logical_type))
 
     def _load_on_mikv(self, model_path: Union[str, os.PathLike[str]], plan: Plan, kwargs: dict[str, Any]) -> None:
         library, device = native_library(), mikv_device()
@@ -247,7 +247,7 @@ class Llama(llama_cpp.Llama):
 
 
 def _settle(kwargs: dict[str, Any], logical_type: str) -> dict[str, Any]:
-    """The arguments for llama_cpp.Llama, with those set that mixed precision needs; logical_type is Shape's.
+    """The arguments for llama_cpp.Llama, with those set that mixed precision needs; logical_type is the Plan's.
 
     Raises:
         ConfigError: one is given that contradicts it.

@@ -19,7 +19,7 @@ import cffi
 import numpy as np
 from numpy.typing import NDArray
 
-from mikv_cpp.config import POLICIES, KVConfig
+from mikv_cpp.config import BALANCES, POLICIES, KVConfig
 from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError
 
 _LOG = logging.getLogger("mikv_cpp")
@@ -38,13 +38,15 @@ class Shape:
     head_dim_k: int
     head_dim_v: int
 
-    @property
-    def logical_type(self) -> str:
-        """What llama.cpp is told to store: q8_0 brings its rotation, which head sizes that are no multiple of 64 do without.
 
-        They get f16: a context shift of a q8_0 cache that is not rotated makes llama.cpp 0.3.36 crash.
-        """
-        return "f16" if self.head_dim_k % 64 or self.head_dim_v % 64 else "q8_0"
+def logical_type(config: KVConfig, shape: Optional[Shape]) -> str:
+    """What llama.cpp is told to store. q8_0 brings its rotation; f16 keeps rows as they are, to be balanced or left unrotated.
+
+    Head sizes that are no multiple of 64 get f16 too: llama.cpp does not rotate them, a context shift of a q8_0 cache that is
+    not rotated makes llama.cpp 0.3.36 crash, and q8_0 wants a multiple of 32.
+    """
+    own_space = config.balance != "off" or not config.rotate
+    return "f16" if own_space or (shape and (shape.head_dim_k % 64 or shape.head_dim_v % 64)) else "q8_0"
 
 
 @dataclass(frozen=True)
@@ -225,15 +227,17 @@ class Library:
     def _config(self, config: KVConfig, shape: Optional[Shape], budget_bytes: int) -> Any:
         out = self._ffi.new("mikv_config *")
         self._lib.mikv_config_default(out)
-        for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "group", "sinks", "window"):
+        for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "group", "sinks", "window", "recent_share"):
             setattr(out, name, getattr(config, name))
-        out.center_keys = int(config.center_keys)
+        for name in ("center_keys", "rotate", "end_points"):
+            setattr(out, name, int(getattr(config, name)))
+        out.balance = BALANCES.index(config.balance)
         out.policy = config.policy.encode()
         if config.layers:
             out.layers = f"table-{zlib.crc32(config.layers.encode()):08x}".encode()
             self._check(self._lib.mikv_layers_register(self._ffi.string(out.layers), config.layers.encode()))
         out.budget_bytes = budget_bytes
-        out.compress_f16 = int(shape is not None and shape.logical_type == "f16")
+        out.compress_f16 = int(logical_type(config, shape) == "f16")
         out.head_dim_k = shape.head_dim_k if shape else 0
         out.head_dim_v = shape.head_dim_v if shape else 0
         return out

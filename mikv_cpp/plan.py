@@ -11,11 +11,10 @@ from mikv_cpp.errors import BudgetError, ConfigError
 from mikv_cpp.fragile import protected
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
-from mikv_cpp.native import Library, Shape
+from mikv_cpp.native import Library, Shape, logical_type
 from mikv_cpp.spread import SPREADS
 
 _CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
-_HEAD_DIM_UNIT = 32
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,11 @@ class Plan:
     shape: Optional[Shape]
     budget_bytes: int
     size_bytes: int
+
+    @property
+    def logical_type(self) -> str:
+        """What llama.cpp is told to store: q8_0 or f16."""
+        return logical_type(self.config, self.shape)
 
 
 def n_cells(n_ctx: int) -> int:
@@ -56,17 +60,14 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
 
     Raises:
         BudgetError: the budget is too small for sinks, window and base, or the cache is larger than the memory.
-        ConfigError: no codec serves the model's head size.
+        ConfigError: the file says no usable head size.
     """
     shapes = cache_shapes(model, n_ctx)
     config = _protected(library, model, config, shapes)
     for shape in shapes:
         for dim in (shape.head_dim_k, shape.head_dim_v):
-            if dim <= 0 or dim % _HEAD_DIM_UNIT:
-                raise ConfigError(
-                    f"model {model.name!r} has attention heads of {dim} values, but mixed precision needs a multiple of "
-                    f'{_HEAD_DIM_UNIT}: use kv="off" (--kv off)'
-                )
+            if dim <= 0:
+                raise ConfigError(f'model {model.name!r} has attention heads of {dim} values: use kv="off" (--kv off)')
     if not shapes:
         return Plan(replace(config, budget=None), None, 0, 0)
     if config.budget is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Optional
 
 import numpy as np
 from bounds import Visible, attention_bound
 from scenes import Scene
 
-from mikv_cpp.reference import codec
+from mikv_cpp.reference import codec, transform
 from mikv_cpp.reference.cache import Step
 
 
@@ -19,9 +20,10 @@ def check_step(cache, layer: int, step: Step, kernel: str, name: str = "", drift
     the step's own rows replace their cells', exactly. drift: see bounds.py.
     """
     before = [replace(visible_rows(cache, layer, step, i), drift=drift) for i in range(step.cells.shape[0])]
+    balancers = [balancer(cache, layer, step, i) for i in range(step.cells.shape[0])]
     out = np.asarray(cache.step(layer, step))
     for i, rows in enumerate(before):
-        want, bound = attention_bound(step, i, rows, kernel)
+        want, bound = in_cache_space(cache.config, step, i, rows, balancers[i], kernel)
         excess = np.abs(out[i] - want) - bound
         excess = np.where(np.isfinite(out[i]), excess, np.inf)
         worst = np.unravel_index(np.argmax(excess), excess.shape)
@@ -30,6 +32,44 @@ def check_step(cache, layer: int, step: Step, kernel: str, name: str = "", drift
             f"{want[worst]!r} within {bound[worst]:.3g} ({(excess > 0).mean():.1%} of the values are off)"
         )
     return out
+
+
+def balancer(cache, layer: int, step: Step, i: int) -> Optional[np.ndarray]:
+    """Channel balancers of the step's i-th stream, [n_head_kv, head_dim_k], or None; noted beside the cache when decided."""
+    place, noted = (layer, step.first_stream + i), vars(cache).setdefault("balancers", {})
+    n, n_head_kv = step.k[i].shape[:2]
+    if not cache.precision(*place).any():
+        noted[place] = None
+        if cache.config.balance != "off" and n >= transform.ENOUGH_TOKENS:
+            q = step.q[i].reshape(n, n_head_kv, -1, step.q.shape[-1])
+            noted[place] = np.stack(
+                [
+                    transform.balancer(cache.config.balance, q[:, h].reshape(-1, q.shape[-1]), step.k[i][:, h])
+                    for h in range(n_head_kv)
+                ]
+            )
+    return noted.get(place)
+
+
+def in_cache_space(
+    config, step: Step, i: int, rows: Visible, b: Optional[np.ndarray], kernel: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Output and bound, as attention_bound in the cache's space says, back in the model's (bounds.py, point 6)."""
+    dim_k, dim_v = rows.k.shape[-1], rows.v.shape[-1]
+    if b is None and not config.rotate and dim_k % 32 == 0 and dim_v % 32 == 0:
+        return attention_bound(step, i, rows, kernel)
+    n_head = step.q.shape[2]
+    q = np.zeros((*step.q.shape[:3], transform.row_dim(dim_k)))
+    q[i] = transform.enter_query(step.q[i], config.rotate, None if b is None else np.repeat(b, n_head // len(b), axis=0))
+    inside = replace(
+        rows,
+        k=transform.enter(rows.k, config.rotate, b),
+        v=transform.enter(rows.v, config.rotate),
+        passes=np.log2(max(q.shape[-1], transform.row_dim(dim_v))) + 3,
+    )
+    want, bound = attention_bound(replace(step, q=q), i, inside, kernel)
+    spread = np.abs(transform.hadamard(want.shape[-1])) if config.rotate else np.eye(want.shape[-1])
+    return transform.leave(want, dim_v, config.rotate), (bound @ spread)[..., :dim_v]
 
 
 def visible_rows(cache, layer: int, step: Step, i: int) -> Visible:

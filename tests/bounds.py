@@ -20,6 +20,10 @@ not the step's own) with an error vector err, |err_d| at most half a step h_d, t
    block's rows too, so y is off by at most 2 B_d (B_d: the rows' largest distance from their average; twice, because the
    middle moves as well), the same for all packed cells of a block: 2 sum_d h_d B_d |sum p_i (v_i - o)|, for each block.
    Where a block's rows were replaced since it got its mean, that mean may lie further off, by `drift`: it adds to B_d.
+6. A cache whose space is not the model's (mikv_cpp.reference.transform) is held to all this in its own space, where H and
+   the balancer, in float32, have moved queries, keys (on their way in, and out and in again for this check) and values by at
+   most (log2 D + 3) u of their norms each: log2 D sums and two products. In the model's space an output's error is at most
+   |H| times that.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ class Visible:
     group: int
     centred: bool
     drift: float = 0.0
+    passes: float = 0.0  # log2 D + 3 in a space of the cache's own
 
     @property
     def parts(self) -> float:
@@ -67,8 +72,10 @@ def attention_bound(step: Step, i: int, rows: Visible, kernel: str) -> tuple[np.
     out = attention.weigh(p, rows.v)
     size = np.abs(np.nan_to_num(rows.v.astype(np.float64)))
     n_kv = mask.shape[-1]
-    relative = np.expm1(2 * _logit_error(step, q, mask, scores, rows.parts))[..., None] + (2 * (n_kv + 8) + 16) * U
+    logit_error = _logit_error(step, q, mask, scores, rows.parts) + _turning_error(step, q, rows)
+    relative = np.expm1(2 * logit_error)[..., None] + (2 * (n_kv + 8) + 16) * U
     bound = relative * attention.weigh(p, size) + 16 * U * size.max(initial=0) + 1e-30
+    bound = bound + 3 * rows.passes * U * np.linalg.norm(size, axis=-1).max(initial=0)
     if kernel in ROUNDS_QUERIES:
         bound = bound + _query_rounding(step, q, rows, p, out)
     return out, np.where(np.isfinite(scores).any(axis=-1)[..., None], bound, 0.0)
@@ -81,6 +88,12 @@ def _logit_error(step: Step, q: np.ndarray, mask: np.ndarray, scores: np.ndarray
     size = np.abs(np.where(np.isfinite(scores), scores, 0)).max(axis=-1, initial=0)
     bias = np.abs(np.where(np.isfinite(mask), mask, 0)).astype(np.float64).max(axis=-1, initial=0)
     return dot + 8 * U * (2 * size + 2 * step.logit_softcap + 2 * bias[:, None])
+
+
+def _turning_error(step: Step, q: np.ndarray, rows: Visible) -> np.ndarray:
+    """Point 6: of a logit, float64 [n, n_head]."""
+    reach = np.linalg.norm(np.nan_to_num(rows.k.astype(np.float64)), axis=-1).max(initial=0)
+    return 4 * rows.passes * U * step.scale * reach * np.linalg.norm(q, axis=-1)
 
 
 def _query_rounding(step: Step, q: np.ndarray, rows: Visible, p: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from native_library import check, ffi, lib
 from mikv_cpp.reference import codec
 
 
-def native_encode(row: np.ndarray, group: int, bits: int, refined_bits: int) -> codec.Encoded:
+def native_encode(row: np.ndarray, group: int, bits: int, refined_bits: int, end_points: bool = False) -> codec.Encoded:
     """One row through mikv_codec_encode."""
     dim = len(row)
     params = np.full(dim // group, 0xBEEF, np.uint16)
@@ -16,7 +16,7 @@ def native_encode(row: np.ndarray, group: int, bits: int, refined_bits: int) -> 
     refinement = np.full(dim * (refined_bits - bits) // 8, 0xA5, np.uint8)
     check(
         lib.mikv_codec_encode(
-            dim, group, bits, refined_bits,
+            dim, group, bits, refined_bits, end_points,
             ffi.from_buffer("float[]", np.ascontiguousarray(row, np.float32)),
             ffi.from_buffer("uint16_t[]", params),
             ffi.from_buffer("uint8_t[]", base),
@@ -97,9 +97,9 @@ def _fault(check_row, name: str, row: np.ndarray) -> str:
     return ""
 
 
-def check_encode(encode, name: str, row: np.ndarray, group: int, bits: int, refined_bits: int) -> None:
-    """`encode` gives the bytes of the definition."""
-    got, want = encode(row, group, bits, refined_bits), codec.encode(row, group, bits, refined_bits)
+def check_encode(encode, name: str, row: np.ndarray, *form) -> None:
+    """`encode` gives the bytes of the definition. form: group, bits, refined_bits and, if given, end_points."""
+    got, want = encode(row, *form), codec.encode(row, *form)
     for part in ("params", "base", "refinement"):
         a, b = getattr(got, part), getattr(want, part)
         wrong = np.flatnonzero(a != b)

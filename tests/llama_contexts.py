@@ -11,6 +11,8 @@ import llama_cpp.llama_cpp as api
 import numpy as np
 
 from mikv_cpp.config import KVConfig
+from mikv_cpp.model_file import read_model_file
+from mikv_cpp.plan import cache_shapes
 from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_log
 
 TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}
@@ -28,7 +30,8 @@ class Context:
         assert self.model
         before = set(native_library().caches(mikv_device()))
         if config:
-            native_library().configure(mikv_device(), config, None)
+            shape = cache_shapes(read_model_file(path), 256)[0] if cache == "f16" else None
+            native_library().configure(mikv_device(), config, shape)
         params = api.llama_context_default_params()
         params.type_k = params.type_v = TYPES[cache]
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED

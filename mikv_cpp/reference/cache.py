@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import attention, codec, policy
+from . import attention, codec, policy, transform
 from .head import BLOCK_CELLS, NOBODY, Cells, Head, RowFormat, Rows, first_true
 
 BLOCK_MEAN_ROWS = 32  #: rows of a step that make a mean of their own for an empty block
@@ -30,6 +30,10 @@ class Config:
     center_keys: bool = True
     refined_share: float = 0.2
     policy: str = "h2o"
+    rotate: bool = False
+    balance: str = "off"
+    end_points: bool = False
+    recent_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ def slots_for(config: Config, shape: Shape) -> int:
     return max(wanted, least)
 
 
+def window_for(config: Config, shape: Shape, n_slots: int) -> int:
+    """Most recent tokens of a sequence that are always refined, where heads are not kept whole."""
+    return max(config.window, int(np.float32(config.recent_share) * n_slots)) if n_slots < shape.n_cells else config.window
+
+
 def exact_for(config: Config, shape: Shape) -> int:
     """Exact rows per KV head and stream: the sinks of one sequence, and of one more for every 16384 cells."""
     return min(shape.n_cells, config.sinks * (1 + shape.n_cells // 16384))
@@ -85,6 +94,7 @@ class ReferenceCache:
         self.group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), config.group)
         self.n_slots = slots_for(config, shape) if n_slots is None else n_slots
         self.n_exact = exact_for(config, shape) if n_exact is None else n_exact
+        self.window = window_for(config, shape, self.n_slots)
         self.clear()
 
     def clear(self) -> None:
@@ -92,7 +102,7 @@ class ReferenceCache:
         s = self.shape
         self.heads = [[[self._empty_head() for _ in range(s.n_head_kv)] for _ in range(s.n_stream)] for _ in range(s.n_layer)]
         self.cells = [[Cells.empty(s.n_cells) for _ in range(s.n_stream)] for _ in range(s.n_layer)]
-        nothing = (0, *np.zeros((2, s.head_dim_k)))
+        nothing = (0, *np.zeros((2, transform.row_dim(s.head_dim_k))))
         self.queries = [
             [[policy.Queries(*copy.deepcopy(nothing)) for _ in range(s.n_head_kv)] for _ in range(s.n_stream)]
             for _ in range(s.n_layer)
@@ -103,10 +113,11 @@ class ReferenceCache:
     def _empty_head(self) -> Head:
         c, s = self.config, self.shape
         sizes = (s.n_cells, self.n_slots, self.n_exact)
+        k_dim, v_dim = transform.row_dim(s.head_dim_k), transform.row_dim(s.head_dim_v)
         return Head(
-            Rows.empty(RowFormat(s.head_dim_k, self.group, c.k_bits, c.refined_bits), *sizes),
-            Rows.empty(RowFormat(s.head_dim_v, self.group, c.v_bits, c.refined_bits), *sizes),
-            np.zeros((-(-s.n_cells // BLOCK_CELLS), s.head_dim_k), np.float16),
+            Rows.empty(RowFormat(k_dim, self.group, c.k_bits, c.refined_bits, c.end_points), *sizes),
+            Rows.empty(RowFormat(v_dim, self.group, c.v_bits, c.refined_bits, c.end_points), *sizes),
+            np.zeros((-(-s.n_cells // BLOCK_CELLS), k_dim), np.float16),
             np.full(self.n_slots, NOBODY, np.uint32),
             np.zeros(self.n_slots, np.float32),
             np.full(self.n_exact, NOBODY, np.uint32),
@@ -141,11 +152,30 @@ class ReferenceCache:
         v = np.full((n_kv, s.n_head_kv, s.head_dim_v), np.nan)
         for cell in np.flatnonzero(self.cells[layer][stream].born[:n_kv]):
             for h, head in enumerate(self.heads[layer][stream]):
-                k[cell, h], v[cell, h] = head.load(int(cell))
+                k[cell, h], v[cell, h] = self._load(head, int(cell))
         for token, cell in enumerate(step.cells[i]):
             if cell < n_kv:
                 k[cell], v[cell] = step.k[i, token], step.v[i, token]
         return k, v
+
+    def _load(self, head: Head, cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """Key and value of a committed cell in the model's space, float64."""
+        k, v = head.load(cell)
+        s, rotate = self.shape, self.config.rotate
+        return transform.leave(k, s.head_dim_k, rotate, head.balancer), transform.leave(v, s.head_dim_v, rotate)
+
+    def _entered(self, head: Head, value: int, rows: np.ndarray) -> np.ndarray:
+        """Keys (value 0) or values (1) of a head in the cache's space, float32."""
+        return transform.enter(rows, self.config.rotate, None if value else head.balancer).astype(np.float32)
+
+    def _settle_balancer(self, head: Head, h: int, step: Step, i: int) -> None:
+        """The first micro-batch that a head meets decides whether and how its keys are balanced, until the cache is cleared."""
+        q, k = step.q[i], step.k[i]
+        if self.config.balance != "off" and not head.settled and len(k) >= transform.ENOUGH_TOKENS:
+            group = q.shape[1] // self.shape.n_head_kv
+            queries = q[:, h * group : (h + 1) * group].reshape(-1, q.shape[-1])
+            head.balancer = transform.balancer(self.config.balance, queries, k[:, h])
+        head.settled = True
 
     def _measure(self, layer: int, stream: int, fresh: np.ndarray, mass: np.ndarray) -> None:
         """Adds attention mass to the share of each precision; rows of the step count as exact."""
@@ -165,7 +195,12 @@ class ReferenceCache:
             for cell in fresh:
                 head.release(cell)
         cells.born[fresh] = 0
-        self._settle_means(layer, stream, fresh, step.k[i])
+        heads = self.heads[layer][stream]
+        for h, head in enumerate(heads):
+            self._settle_balancer(head, h, step, i)
+        entered_k = np.stack([self._entered(head, 0, step.k[i][:, h]) for h, head in enumerate(heads)], axis=1)
+        entered_v = np.stack([self._entered(head, 1, step.v[i][:, h]) for h, head in enumerate(heads)], axis=1)
+        self._settle_means(layer, stream, fresh, entered_k)
         for cell in fresh:
             cells.now += 1
             cells.born[cell] = cells.now
@@ -175,10 +210,11 @@ class ReferenceCache:
         sinks = self._sinks(cells, fresh, seen)
         self._move_windows(cells, fresh, seen)
         for h, head in enumerate(self.heads[layer][stream]):
-            rows = {int(cell): (step.k[i, token, h], step.v[i, token, h]) for token, cell in enumerate(fresh)}
+            rows = {int(cell): (entered_k[token, h], entered_v[token, h]) for token, cell in enumerate(fresh)}
             queries = self.queries[layer][stream][h]
-            queries.add(np.split(step.q[i] * step.scale, self.shape.n_head_kv, axis=1)[h])
-            first = self._first_scores(head, fresh, step.k[i][:, h], mass[h], queries)
+            own = np.split(step.q[i] * step.scale, self.shape.n_head_kv, axis=1)[h]
+            queries.add(transform.enter_query(own, self.config.rotate, head.balancer))
+            first = self._first_scores(head, fresh, entered_k[:, h], mass[h], queries)
             self._store_sinks(head, sinks, rows)
             chosen = self._choose(layer, h, head, cells, rows, mass[h], first, queries)
             for cell, (k, v) in rows.items():
@@ -213,13 +249,13 @@ class ReferenceCache:
         return found
 
     def _move_windows(self, cells: Cells, fresh: np.ndarray, seen: np.ndarray) -> None:
-        """The last `window` tokens that each query of the step sees are protected, those it sees beyond are not."""
+        """The last `self.window` tokens that each query of the step sees are protected, those it sees beyond are not."""
         for token in range(len(fresh)):
             visible = np.flatnonzero(seen[token])
             visible = visible[np.argsort(cells.born[visible])]
             visible = visible[cells.born[visible] <= cells.born[fresh[token]]]
             cells.windowed[visible] = False
-            cells.windowed[visible[len(visible) - min(len(visible), self.config.window) :]] = True
+            cells.windowed[visible[len(visible) - min(len(visible), self.window) :]] = True
 
     def _store_sinks(self, head: Head, sinks: list[int], rows: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
         """Moves sinks out of `rows` into the exact rows, as far as those reach."""
@@ -302,6 +338,10 @@ class ReferenceCache:
         fresh = np.arange(first_cell, first_cell + len(rows))
         cells = self.cells[layer][stream]
         new = fresh[cells.born[fresh] == 0]
+        heads = self.heads[layer][stream]
+        for head in heads:
+            head.settled = True
+        rows = np.stack([self._entered(head, value, rows[:, h]) for h, head in enumerate(heads)], axis=1)
         if value == 0:
             self._settle_means(layer, stream, fresh, rows)
         for cell in new:
@@ -332,7 +372,7 @@ class ReferenceCache:
         for i in range(n):
             if self.cells[layer][stream].born[first_cell + i]:
                 for h, head in enumerate(self.heads[layer][stream]):
-                    out[i, h] = head.load(first_cell + i)[value]
+                    out[i, h] = self._load(head, first_cell + i)[value]
         return out
 
     def precision(self, layer: int, stream: int) -> np.ndarray:

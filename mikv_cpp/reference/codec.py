@@ -22,9 +22,18 @@ class Encoded:
     refinement: np.ndarray
 
 
+HALF = -1  #: the group of half the head size
+
+
 def resolve_group(dims: tuple[int, ...], asked: int = 0) -> int:
-    """Values per group of heads of these sizes: what was asked, or 64 where it divides them all, else 32."""
-    return asked or (64 if all(dim % 64 == 0 for dim in dims) else 32)
+    """Values per group of heads of these sizes: what was asked, or 64 where it divides them all, padded to 32s, else 32.
+
+    HALF: half of the first, where that is 32 or 64 and divides the others.
+    """
+    padded = [-(-dim // 32) * 32 for dim in dims]
+    if asked == HALF and dims[0] in (64, 128) and all(dim % (dims[0] // 2) == 0 for dim in padded):
+        return dims[0] // 2
+    return asked if asked > 0 else (64 if all(dim % 64 == 0 for dim in padded) else 32)
 
 
 def f16_not_below(x: np.ndarray) -> np.ndarray:
@@ -43,14 +52,16 @@ def clean(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eight-bit codes of rows float32 [..., dim].
+def quantize(rows: np.ndarray, group: int, end_point_bits: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Eight-bit codes of rows float32 [..., dim]; end_point_bits: the range is half a bin of so many bits wider at both ends.
 
     Returns params uint16 [..., dim / group] and codes uint8 [..., dim].
     """
     rows = clean(rows)
     x = rows.reshape(*rows.shape[:-1], rows.shape[-1] // group, group)
-    params = pack_params(x.min(axis=-1), x.max(axis=-1))
+    low, high = x.min(axis=-1), x.max(axis=-1)
+    beyond = (high - low) * (np.float32(0.5) / np.float32(2**end_point_bits - 1)) if end_point_bits else np.float32(0)
+    params = pack_params(low - beyond, high + beyond)
     wide, low = split_params(params)
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.floor((x - low[..., None]) * (np.float32(256.0) / wide)[..., None])
@@ -58,9 +69,12 @@ def quantize(rows: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
     return params, steps.astype(np.uint8).reshape(rows.shape)
 
 
-def encode(rows: np.ndarray, group: int, bits: int, refined_bits: int) -> Encoded:
-    """Rows float32 [..., dim] as bytes: the base of `bits`, the refinement up to `refined_bits`."""
-    params, codes = quantize(rows, group)
+def encode(rows: np.ndarray, group: int, bits: int, refined_bits: int, end_points: bool = False) -> Encoded:
+    """Rows float32 [..., dim] as bytes: the base of `bits`, the refinement up to `refined_bits`.
+
+    end_points: read from the base alone, a group's extremes come back as they were (MiKV's equation 1).
+    """
+    params, codes = quantize(rows, group, bits if end_points else 0)
     extra = refined_bits - bits
     base = codes >> (8 - bits)
     refinement = (codes >> (8 - refined_bits)) & ((1 << extra) - 1)

@@ -20,6 +20,7 @@ class RowFormat(NamedTuple):
     group: int  #: values that share a scale and a minimum
     bits: int  #: base bits per value
     refined_bits: int  #: base and refinement bits per value
+    end_points: bool = False  #: the base is rounded to a group's extremes
 
 
 @dataclass
@@ -34,11 +35,12 @@ class Rows:
     base: np.ndarray  # uint8 [n_cells, dim * bits / 8]
     refined: np.ndarray  # uint8 [n_slots, dim * (refined_bits - bits) / 8]
     exact: np.ndarray  # float16 [n_exact, dim]
+    end_points: bool = False
 
     @staticmethod
     def empty(row: RowFormat, n_cells: int, n_slots: int, n_exact: int) -> Rows:
         """Rows that hold nothing yet, for so many cells, slots and exact rows."""
-        dim, group, bits, refined_bits = row
+        dim, group, bits, refined_bits, end_points = row
         extra = refined_bits - bits
         return Rows(
             dim,
@@ -49,11 +51,12 @@ class Rows:
             np.zeros((n_cells, dim * bits // 8), np.uint8),
             np.zeros((n_slots, dim * extra // 8), np.uint8),
             np.zeros((n_exact, dim), np.float16),
+            end_points,
         )
 
     def store(self, cell: int, slot: int | None, row: np.ndarray) -> None:
         """Encodes a row, float32 [dim], into its cell, and its refinement into the slot if it has one."""
-        encoded = codec.encode(row, self.group, self.bits, self.refined_bits)
+        encoded = codec.encode(row, self.group, self.bits, self.refined_bits, self.end_points)
         self.params[:, cell] = encoded.params
         self.base[cell] = encoded.base
         if slot is not None:
@@ -65,7 +68,8 @@ class Rows:
 
     def norm_as_stored(self, row: np.ndarray) -> float:
         """Estimated norm of a row that may be stored."""
-        return codec.estimated_norm(codec.encode(row, self.group, self.bits, self.refined_bits).params, self.group)
+        encoded = codec.encode(row, self.group, self.bits, self.refined_bits, self.end_points)
+        return codec.estimated_norm(encoded.params, self.group)
 
     def load(self, cell: int, slot: int | None) -> np.ndarray:
         """The row of a cell as it reads back, float32 [dim]."""
@@ -83,6 +87,8 @@ class Head:
     slot_cell: np.ndarray  # uint32 [n_slots]
     slot_mass: np.ndarray  # float32 [n_slots]
     exact_cell: np.ndarray  # uint32 [n_exact]
+    settled: bool = False  # whether keys are balanced is decided
+    balancer: np.ndarray | None = None  # float64 [head_dim_k]
 
     def slot_of(self, cell: int) -> int | None:
         """The slot that holds the cell's refinement, if any."""

@@ -58,14 +58,21 @@ MIKV_FN uint16_t pack_params(float lo, float hi) {
     }
 }
 
-MIKV_FN uint16_t group_params(const float * x, int group) {
+// The same for a group's extremes; end_point_bits not 0: the range is half a bin wider at both ends, of so many bits, so that reading
+// mid-bin is rounding to the end points (MiKV's equation 1).
+MIKV_FN uint16_t params_of(float lo, float hi, int end_point_bits) {
+    const float half_bin = end_point_bits ? (hi - lo) * (0.5f / float((1 << end_point_bits) - 1)) : 0.0f;
+    return pack_params(lo - half_bin, hi + half_bin);
+}
+
+MIKV_FN uint16_t group_params(const float * x, int group, int end_point_bits) {
     float lo = clamp_to_half(x[0]), hi = lo;
     for (int i = 1; i < group; i++) {
         const float value = clamp_to_half(x[i]);
         lo                = value < lo ? value : lo;
         hi                = value > hi ? value : hi;
     }
-    return pack_params(lo, hi);
+    return params_of(lo, hi, end_point_bits);
 }
 
 MIKV_FN uint32_t value_code(float x, float min, float per_range) {
@@ -74,9 +81,10 @@ MIKV_FN uint32_t value_code(float x, float min, float per_range) {
 }
 
 // Encodes one group; base and refinement are this group's bytes, refinement may be null.
-MIKV_FN uint16_t encode_group(const float * x, int group, int bits, int refined_bits, MIKV_GLOBAL uint8_t * base,
+MIKV_FN uint16_t encode_group(const float * x, const RowFormat & f, MIKV_GLOBAL uint8_t * base,
                               MIKV_GLOBAL uint8_t * refinement) {
-    const uint16_t params    = group_params(x, group);
+    const int      group = f.group, bits = f.bits, refined_bits = f.refined_bits;
+    const uint16_t params    = group_params(x, group, f.end_point_bits());
     const float    range     = params_range(params);
     const float    min       = params_min(params);
     const float    per_range = range > 0.0f ? 256.0f / range : 0.0f;

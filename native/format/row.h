@@ -10,11 +10,13 @@ constexpr int      block_cells = 128;         // cells that share one mean key
 constexpr uint32_t free_slot   = 0xFFFFFFFFu; // slot_cell of a slot that no row owns
 
 struct RowFormat {
-    int dim;          // values in the row
-    int group;        // values that share a scale and a minimum: 32 or 64
-    int bits;         // base bits per value
-    int refined_bits; // base and refinement bits per value
+    int dim;            // values in the row
+    int group;          // values that share a scale and a minimum: 32 or 64
+    int bits;           // base bits per value
+    int refined_bits;   // base and refinement bits per value
+    int end_points = 0; // 1: the middles of a group's first and last base bins are its extremes (FORMAT.md, "End points")
 
+    int end_point_bits() const { return end_points ? bits : 0; }
     int n_groups() const { return dim / group; }
     int extra_bits() const { return refined_bits - bits; }
     int base_bytes() const { return dim * bits / 8; }

@@ -133,7 +133,10 @@ bool                  owned_is_host(ggml_backend_buffer_type_t) { return false; 
 ggml_backend_buffer_t owned_alloc(ggml_backend_buffer_type_t, size_t) { return nullptr; }
 
 // Guessed until a graph shows them.
-int guess_head_dim(int64_t n_embd) { return n_embd % 64 == 0 ? 64 : 32; }
+int guess_head_dim(int64_t n_embd) { return n_embd % 64 == 0 ? 64 : n_embd % 32 == 0 ? 32 : int(n_embd); }
+
+// llama.cpp's own rotation, of quantized caches (llama-kv-cache.cpp, attn_rot_k and attn_rot_v).
+bool llama_rotates(const mikv_shape & shape) { return shape.head_dim_k % 64 == 0 || shape.head_dim_v % 64 == 0; }
 
 // The cache that a layer's keys and values of these widths would be, as far as known.
 mikv_shape shape_of(const mikv_config & config, int n_layer, int64_t k_embd, int64_t v_embd, int64_t n_cells,
@@ -198,8 +201,11 @@ bool KvBuffer::make_caches(const std::vector<WantedTensor> & wanted) {
         groups[{key->n_embd, values.at(layer)->n_embd}].push_back(layer);
     }
     const WantedTensor & any = wanted.front();
+    quantized_               = any.type != GGML_TYPE_F16;
     for (const auto & [widths, layers] : groups) {
-        mikv_config config = requested_;
+        const mikv_shape shape =
+            shape_of(requested_, int(layers.size()), widths.first, widths.second, any.n_cells, any.n_stream);
+        mikv_config config = config_for(shape);
         if (config.budget_bytes) { // layers of different widths share the budget by what they would take at f16
             int64_t all = 0;
             for (const auto & group : groups) {
@@ -208,8 +214,6 @@ bool KvBuffer::make_caches(const std::vector<WantedTensor> & wanted) {
             config.budget_bytes = config.budget_bytes * ((widths.first + widths.second) * int64_t(layers.size())) / all;
         }
         std::shared_ptr<Cache> cache;
-        const mikv_shape       shape =
-            shape_of(requested_, int(layers.size()), widths.first, widths.second, any.n_cells, any.n_stream);
         if (Cache::create(config, shape, layers, &cache) != MIKV_OK) {
             GGML_LOG_ERROR("mikv: %s\n", last_error());
             return false;
@@ -225,6 +229,12 @@ bool KvBuffer::make_caches(const std::vector<WantedTensor> & wanted) {
         widths_.push_back(widths);
     }
     return true;
+}
+
+mikv_config KvBuffer::config_for(const mikv_shape & shape) const {
+    mikv_config config = requested_;
+    config.rotate      = config.rotate && !(quantized_ && llama_rotates(shape));
+    return config;
 }
 
 // One line for each cache, once its head sizes are certain.
@@ -250,7 +260,7 @@ void KvBuffer::fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v
     shape.head_dim_k    = head_dim_k;
     shape.head_dim_v    = head_dim_v;
     shape.n_head_kv     = int32_t(widths_[size_t(tensor.cache)].first / head_dim_k);
-    mikv_config config  = requested_;
+    mikv_config config  = config_for(shape);
     config.budget_bytes = old.config().budget_bytes;
     std::vector<int> layers;
     for (int i = 0; i < shape.n_layer; i++) {
@@ -326,9 +336,6 @@ std::string refusal(Device & device, const std::vector<WantedTensor> & wanted) {
         const bool packed_type = w.type == GGML_TYPE_Q8_0 || (w.type == GGML_TYPE_F16 && device.config.compress_f16);
         if (!packed_type) {
             return std::string("its type is ") + ggml_type_name(w.type) + ": choose q8_0 for keys and values";
-        }
-        if (w.n_embd % 32) {
-            return "its rows of " + std::to_string(w.n_embd) + " values are no multiple of 32";
         }
     }
     for (const auto & [layer, kind] : kinds) {

@@ -40,9 +40,12 @@ private:
     explicit KvBuffer(Device & device) : device_(device), requested_(device.config) {}
     bool make_caches(const std::vector<WantedTensor> & wanted);
     void announce(Cache & cache);
+    // What is asked of a cache with these head sizes.
+    mikv_config config_for(const mikv_shape & shape) const;
 
     Device &                                 device_;
-    mikv_config                              requested_; // the device's config when the buffer was made
+    mikv_config                              requested_;         // the device's config when the buffer was made
+    bool                                     quantized_ = false; // what llama.cpp believes the tensors to be
     std::vector<std::shared_ptr<Cache>>      caches_;
     std::vector<std::pair<int64_t, int64_t>> widths_; // n_embd of keys and values of each cache
     std::vector<std::unique_ptr<KvTensor>>   tensors_;

@@ -55,23 +55,28 @@ mikv_status config_from_environment(mikv_config * config) {
         {"MIKV_REFINED_BITS", 4, 8, &c.refined_bits},
         {"MIKV_SINKS", 0, 64, &c.sinks},
         {"MIKV_WINDOW", 0, 4096, &c.window},
-        {"MIKV_GROUP", 0, 64, &c.group},
+        {"MIKV_GROUP", MIKV_GROUP_HALF, 64, &c.group},
         {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys},
         {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
+        {"MIKV_ROTATE", 0, 1, &c.rotate},
+        {"MIKV_BALANCE", 0, 2, &c.balance},
+        {"MIKV_END_POINTS", 0, 1, &c.end_points},
     };
     for (const auto & entry : whole) {
         if (mikv_status status = read_whole(entry.name, entry.low, entry.high, entry.value)) {
             return status;
         }
     }
-    double      share = c.refined_share, budget = 0, head_dim = 0;
+    double      share = c.refined_share, recent = 0, budget = 0, head_dim = 0;
     mikv_status status = read_number("MIKV_REFINED_SHARE", 0, 1, &share);
     status             = status ? status : read_number("MIKV_BUDGET_BYTES", 1, 9e15, &budget);
-    status             = status ? status : read_number("MIKV_HEAD_DIM", 32, 1024, &head_dim);
+    status             = status ? status : read_number("MIKV_HEAD_DIM", 1, 1024, &head_dim);
+    status             = status ? status : read_number("MIKV_RECENT_SHARE", 0, 1, &recent);
     if (status) {
         return status;
     }
     c.refined_share = float(share);
+    c.recent_share  = float(recent);
     c.budget_bytes  = int64_t(budget);
     c.head_dim_k = c.head_dim_v = int32_t(head_dim);
     if (const char * policy = std::getenv("MIKV_POLICY")) {

@@ -67,8 +67,9 @@ void commit_unattended(LayerWork & layer) {
         }
         std::vector<int32_t> place(static_cast<size_t>(last));
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
-            cache.index_cells(cache.head(layer.tensor.index, int(stream), h), last, place.data());
-            const StagedRows rows = cache.staging().rows(int(begin), int(end - begin), h);
+            const Head head = cache.head(layer.tensor.index, int(stream), h);
+            cache.index_cells(head, last, place.data());
+            const StagedRows rows = cache.staged(head, h, int(begin), int(end - begin));
             commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), rows.k, rows.v,
                                 rows.k_stride, rows.v_stride, place.data(), last, nullptr, 0, 1.0f});
         }

@@ -19,13 +19,22 @@ typedef enum mikv_status {
     MIKV_ERROR_UNSUPPORTED = 5  /* this build or machine cannot do it */
 } mikv_status;
 
+/* mikv_config.balance: how channels of the keys are weighed against those of the queries before quantizing. */
+typedef enum mikv_balance {
+    MIKV_BALANCE_OFF = 0,
+    MIKV_BALANCE_MAX = 1, /* b = sqrt(max |q| / max |k|): the channel balancer of MiKV, arXiv 2402.18096, equations 2 to 4 */
+    MIKV_BALANCE_RMS = 2  /* damped: (rms q / rms k) to the power 0.2; off by itself where all channels are much alike */
+} mikv_balance;
+
+#define MIKV_GROUP_HALF -1 /* mikv_config.group: half the head size where that is 32 or 64, else automatic */
+
 /* How a cache stores its tokens. Fill with mikv_config_default() first, then change fields. */
 typedef struct mikv_config {
     int64_t budget_bytes;  /* bytes the whole cache may take, metadata and staging of up to 512 tokens included; 0: refined_share decides */
     int32_t k_bits;        /* base bits of a key:   2, 3 or 4 */
     int32_t v_bits;        /* base bits of a value: 2, 3 or 4 */
     int32_t refined_bits;  /* bits of a refined token, keys and values: 4, 5, 6 or 8, not below k_bits and v_bits */
-    int32_t group;         /* values that share a scale and a minimum: 0 (64, or 32 where the head size asks), 32 or 64 */
+    int32_t group;         /* values that share a scale and a minimum: 0 (64, or 32 where the head size asks), MIKV_GROUP_HALF, 32 or 64 */
     int32_t sinks;         /* first tokens of a sequence, kept exact (f16): 0 .. 64 */
     int32_t window;        /* most recent tokens of a sequence, always refined while they are: 0 .. 4096 */
     int32_t center_keys;   /* 1: subtract the mean key of each block of 128 tokens before quantizing; 0: do not */
@@ -35,6 +44,10 @@ typedef struct mikv_config {
     float   refined_share; /* share of a cache's cells that may be refined: 0 .. 1 */
     char    policy[32];    /* who is refined when not all can be: a built-in or registered name; with "*v" behind it: times the value's norm */
     char    layers[32];    /* a table registered by mikv_layers_register(): what some layers do otherwise; "": nothing */
+    int32_t rotate;        /* 1: rows that llama.cpp does not rotate are rotated (Hadamard) before quantizing; 0: they are not */
+    int32_t balance;       /* mikv_balance; fixed for a KV head by the first micro-batch that it meets, if that has 32 tokens; before the rotation */
+    int32_t end_points;    /* 1: codes of the base are rounded to a group's extremes (equation 1 of MiKV); 0: to the middles of its bins */
+    float   recent_share;  /* share of the refined tokens that are the most recent ones, if that is more than window: 0 .. 1 */
 } mikv_config;
 
 /* What a cache is: its sizes. */
@@ -43,8 +56,8 @@ typedef struct mikv_shape {
     int32_t n_head_kv;
     int32_t n_cells;    /* per stream */
     int32_t n_stream;
-    int32_t head_dim_k; /* multiple of 32 */
-    int32_t head_dim_v; /* multiple of 32 */
+    int32_t head_dim_k; /* kept padded to a multiple of 32 */
+    int32_t head_dim_v; /* the same */
 } mikv_shape;
 
 /* What a cache holds now. "Rows" are (token, layer, KV head): one key and one value vector. */
@@ -68,7 +81,7 @@ typedef struct mikv_stats {
     double   mass_refined;   /*   (0, 0, 0 before any attention was measured) */
     double   mass_base;
     mikv_shape  shape;
-    mikv_config config;      /* as applied: group, refined_share and head sizes resolved */
+    mikv_config config;      /* as applied: group, refined_share, window and head sizes resolved; rotate: by mikv_cpp, not llama.cpp */
 } mikv_stats;
 
 /* One layer's part of mikv_stats. */
@@ -179,8 +192,8 @@ mikv_status  mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t
 
 /* One row through the bit-split codec, with the selected kernel set. dim: multiple of group.
  * params: [dim / group] range and minimum (FORMAT.md, "A group"); base: dim * bits / 8 bytes;
- * refinement: dim * (refined_bits - bits) / 8 bytes (may be NULL when 0). */
-mikv_status  mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row,
+ * refinement: dim * (refined_bits - bits) / 8 bytes (may be NULL when 0). end_points: as in mikv_config. */
+mikv_status  mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, int32_t end_points, const float * row,
                                uint16_t * params, uint8_t * base, uint8_t * refinement);
 /* refinement NULL: the base alone is read back. */
 mikv_status  mikv_codec_decode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const uint16_t * params,

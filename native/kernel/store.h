@@ -10,9 +10,8 @@ MIKV_FN void encode_row(const RowFormat & f, const float * x, uint16_t * params,
                         uint8_t * refinement) {
     const int extra_bytes = f.group * f.extra_bits() / 8;
     for (int g = 0; g < f.n_groups(); g++) {
-        params[g * params_stride] =
-            encode_group(x + g * f.group, f.group, f.bits, f.refined_bits, base + g * (f.group * f.bits / 8),
-                         refinement ? refinement + g * extra_bytes : nullptr);
+        params[g * params_stride] = encode_group(x + g * f.group, f, base + g * (f.group * f.bits / 8),
+                                                 refinement ? refinement + g * extra_bytes : nullptr);
     }
 }
 

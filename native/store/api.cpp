@@ -236,12 +236,12 @@ mikv_status mikv_cache_write(uint64_t id, int32_t index, int32_t value, int32_t 
     return succeed();
 }
 
-mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, const float * row,
-                              uint16_t * params, uint8_t * base, uint8_t * refinement) {
+mikv_status mikv_codec_encode(int32_t dim, int32_t group, int32_t bits, int32_t refined_bits, int32_t end_points,
+                              const float * row, uint16_t * params, uint8_t * base, uint8_t * refinement) {
     if (mikv_status status = check_row(dim, group, bits, refined_bits)) {
         return status;
     }
-    kernels().encode_row({dim, group, bits, refined_bits}, row, params, 1, base, refinement);
+    kernels().encode_row({dim, group, bits, refined_bits, end_points}, row, params, 1, base, refinement);
     return succeed();
 }
 

@@ -8,6 +8,7 @@
 #include "policy/policy.h"
 #include "store/error.h"
 #include "store/layers.h"
+#include "store/transform.h"
 
 namespace mikv {
 
@@ -38,10 +39,15 @@ mikv_status check_bits(const mikv_config & c) {
 }
 
 int group_of(const mikv_config & c, const mikv_shape & s) {
-    if (c.group) {
+    const int half = s.head_dim_k / 2;
+    if (c.group == MIKV_GROUP_HALF && (half == 32 || half == 64) && s.head_dim_k % 2 == 0 &&
+        row_dim(s.head_dim_v) % half == 0) {
+        return half;
+    }
+    if (c.group > 0) {
         return c.group;
     }
-    return s.head_dim_k % 64 == 0 && s.head_dim_v % 64 == 0 ? 64 : 32;
+    return row_dim(s.head_dim_k) % 64 == 0 && row_dim(s.head_dim_v) % 64 == 0 ? 64 : 32;
 }
 
 // Exact rows per head: one sequence's sinks, and another sequence's for every 16384 cells of context.
@@ -62,8 +68,8 @@ struct HeadChoice {
 HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_slots) {
     const int  group = group_of(c, s);
     HeadLayout l;
-    l.k       = {s.head_dim_k, group, choice.k_bits, std::max(choice.k_bits, choice.k_refined)};
-    l.v       = {s.head_dim_v, group, choice.v_bits, std::max(choice.v_bits, choice.v_refined)};
+    l.k       = {row_dim(s.head_dim_k), group, choice.k_bits, std::max(choice.k_bits, choice.k_refined), c.end_points};
+    l.v       = {row_dim(s.head_dim_v), group, choice.v_bits, std::max(choice.v_bits, choice.v_refined), c.end_points};
     l.n_cells = s.n_cells;
     l.n_exact = exact_rows(c, s);
     l.n_slots = n_slots;
@@ -109,8 +115,9 @@ float largest_share(const std::vector<HeadChoice> & choices) {
 CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::vector<HeadChoice> & choices, double cells) {
     const double largest = largest_share(choices);
     CacheLayout  layout;
-    layout.n_head_kv  = s.n_head_kv;
-    layout.query_sums = policy_named(c.policy).policy->reads & reads_queries;
+    layout.n_head_kv    = s.n_head_kv;
+    layout.balancer_dim = c.balance ? s.head_dim_k : 0;
+    layout.query_sums   = policy_named(c.policy).policy->reads & reads_queries;
     for (const HeadChoice & choice : choices) {
         const double wanted = choice.all ? s.n_cells : largest > 0 ? cells * double(choice.share) / largest : cells;
         const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));
@@ -131,6 +138,7 @@ mikv_config default_config() {
     c.sinks         = 4;
     c.window        = 64;
     c.center_keys   = 1;
+    c.rotate        = 1;
     std::strcpy(c.policy, "normalized");
     return c;
 }
@@ -143,8 +151,8 @@ mikv_status check_config(const mikv_config & c) {
         return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d, below k_bits %d or v_bits %d: raise it", c.refined_bits, c.k_bits,
                     c.v_bits);
     }
-    if (c.group != 0 && c.group != 32 && c.group != 64) {
-        return fail(MIKV_ERROR_ARGUMENT, "group is %d: use 0 (automatic), 32 or 64", c.group);
+    if (c.group != 0 && c.group != MIKV_GROUP_HALF && c.group != 32 && c.group != 64) {
+        return fail(MIKV_ERROR_ARGUMENT, "group is %d: use 0 (automatic), -1 (half the head size), 32 or 64", c.group);
     }
     if (mikv_status status = check_range("sinks", c.sinks, 0, 64)) {
         return status;
@@ -154,18 +162,24 @@ mikv_status check_config(const mikv_config & c) {
     }
     mikv_status status = check_range("center_keys", c.center_keys, 0, 1);
     status             = status ? status : check_range("compress_f16", c.compress_f16, 0, 1);
+    status             = status ? status : check_range("rotate", c.rotate, 0, 1);
+    status             = status ? status : check_range("balance", c.balance, MIKV_BALANCE_OFF, MIKV_BALANCE_RMS);
+    status             = status ? status : check_range("end_points", c.end_points, 0, 1);
     if (status) {
         return status;
     }
     if (!(c.refined_share >= 0.0f && c.refined_share <= 1.0f)) {
         return fail(MIKV_ERROR_ARGUMENT, "refined_share is %g: use 0 to 1", double(c.refined_share));
     }
+    if (!(c.recent_share >= 0.0f && c.recent_share <= 1.0f)) {
+        return fail(MIKV_ERROR_ARGUMENT, "recent_share is %g: use 0 to 1", double(c.recent_share));
+    }
     if (c.budget_bytes < 0) {
         return fail(MIKV_ERROR_ARGUMENT, "budget_bytes is %lld: use a positive number of bytes, or 0 for none",
                     (long long)c.budget_bytes);
     }
-    if (c.head_dim_k < 0 || c.head_dim_v < 0 || c.head_dim_k % 32 || c.head_dim_v % 32) {
-        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", c.head_dim_k,
+    if (c.head_dim_k < 0 || c.head_dim_v < 0) {
+        return fail(MIKV_ERROR_ARGUMENT, "head sizes are %d and %d: use the model's, or 0 to learn them", c.head_dim_k,
                     c.head_dim_v);
     }
     if (!std::memchr(c.layers, '\0', sizeof(c.layers)) || !has_layers(c.layers)) {
@@ -186,9 +200,8 @@ mikv_status check_shape(const mikv_shape & s) {
         return fail(MIKV_ERROR_ARGUMENT, "a cache needs at least one layer, head, cell and stream, not %d, %d, %d, %d",
                     s.n_layer, s.n_head_kv, s.n_cells, s.n_stream);
     }
-    if (s.head_dim_k < 32 || s.head_dim_k % 32 || s.head_dim_v < 32 || s.head_dim_v % 32) {
-        return fail(MIKV_ERROR_UNSUPPORTED, "head sizes %d and %d: only multiples of 32 can be packed", s.head_dim_k,
-                    s.head_dim_v);
+    if (s.head_dim_k < 1 || s.head_dim_v < 1) {
+        return fail(MIKV_ERROR_ARGUMENT, "head sizes are %d and %d: both must be positive", s.head_dim_k, s.head_dim_v);
     }
     return MIKV_OK;
 }
@@ -209,9 +222,9 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
         return status;
     }
     const int group = group_of(config, shape);
-    if (shape.head_dim_k % group || shape.head_dim_v % group) {
+    if (row_dim(shape.head_dim_k) % group || row_dim(shape.head_dim_v) % group) {
         return fail(MIKV_ERROR_UNSUPPORTED, "group %d does not divide head sizes %d and %d: use 0 or 32", group,
-                    shape.head_dim_k, shape.head_dim_v);
+                    row_dim(shape.head_dim_k), row_dim(shape.head_dim_v));
     }
     const std::vector<HeadChoice> choices = choices_of(config, shape, layers);
     if (config.budget_bytes == 0) {
@@ -239,13 +252,16 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
 
 mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const CacheLayout & layout) {
     double slots = 0;
+    int    least = shape.n_cells; // slots of a head that is not refined as a whole
     for (const HeadLayout & head : layout.heads) {
         slots += head.n_slots;
+        least = std::min(least, head.n_slots);
     }
-    mikv_config applied   = config;
-    applied.group         = layout.heads.front().k.group;
-    applied.head_dim_k    = shape.head_dim_k;
-    applied.head_dim_v    = shape.head_dim_v;
+    mikv_config applied = config;
+    applied.group       = layout.heads.front().k.group;
+    applied.head_dim_k  = shape.head_dim_k;
+    applied.head_dim_v  = shape.head_dim_v;
+    applied.window = least < shape.n_cells ? std::max(config.window, int(config.recent_share * float(least))) : config.window;
     applied.refined_share = float(slots / (double(layout.heads.size()) * shape.n_cells));
     return applied;
 }

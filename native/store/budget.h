@@ -16,9 +16,10 @@ mikv_status check_shape(const mikv_shape & shape);
 
 // The arrays of all KV heads of one stream.
 struct CacheLayout {
-    int                     n_head_kv  = 0;
-    bool                    query_sums = false; // the policy reads the queries
-    std::vector<HeadLayout> heads;              // [n_layer][n_head_kv]
+    int                     n_head_kv    = 0;
+    int                     balancer_dim = 0;     // values of each head's channel balancer; 0: none
+    bool                    query_sums   = false; // the policy reads the queries
+    std::vector<HeadLayout> heads;                // [n_layer][n_head_kv]
 
     const HeadLayout & at(int index, int head) const { return heads[size_t(index) * n_head_kv + head]; }
     size_t             layer_bytes(int index) const; // all heads of one stream
@@ -32,7 +33,7 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
 // All bytes of a cache: heads, tables, and staging for staging_tokens.
 int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & shape);
 
-// The config with group, head sizes and refined_share (the mean over all heads) as they came out.
+// The config with group, head sizes, refined_share (the mean over all heads) and window (with recent_share) as they came out.
 mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const CacheLayout & layout);
 
 int64_t f16_bytes(const mikv_shape & shape);

@@ -31,7 +31,7 @@ int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
     const int n_batch = std::min(staging_tokens, s.n_cells);
     int64_t   heads   = 0;
     for (const HeadLayout & head : layout.heads) {
-        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums));
+        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums)) + int64_t(sizeof(uint16_t)) * layout.balancer_dim;
     }
     return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
            int64_t(Staging::bytes(n_batch, s.n_head_kv, s.head_dim_k, s.head_dim_v));
@@ -99,9 +99,10 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     }
     const size_t heads = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
     cache->states_.resize(heads);
-    cache->mean_sums_.resize(heads * size_t(shape.head_dim_k));
+    cache->mean_sums_.resize(heads * size_t(layout.heads.front().k.dim));
+    cache->balancers_.resize(heads * size_t(layout.balancer_dim));
     cache->has_mean_.resize(heads * size_t(layout.heads.front().n_blocks()));
-    cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(shape.head_dim_k) : 0);
+    cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(layout.heads.front().k.dim) : 0);
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
     }
@@ -120,7 +121,20 @@ Head Cache::head(int index, int stream, int h) {
     }
     return {view_head(layout, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout.k.dim,
             has_mean_.data() + size_t(i) * layout.n_blocks(),
-            layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr};
+            layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr,
+            layout_.balancer_dim ? balancers_.data() + size_t(i) * layout_.balancer_dim : nullptr};
+}
+
+Transform Cache::key_transform(const Head & head) const {
+    return {shape_.head_dim_k, row_dim(shape_.head_dim_k), config_.rotate != 0, head.state.balanced ? head.balancer : nullptr};
+}
+
+Transform Cache::value_transform() const {
+    return {shape_.head_dim_v, row_dim(shape_.head_dim_v), config_.rotate != 0, nullptr};
+}
+
+StagedRows Cache::staged(const Head & head, int number, int first, int n) const {
+    return staging_->rows(first, n, number, key_transform(head), value_transform());
 }
 
 void Cache::index_cells(const Head & head, int n, int32_t * place) const {
@@ -176,6 +190,7 @@ void Cache::copy_stream(int index, int from, int to) {
         std::copy(source.mean_sum, source.mean_sum + source.view.k.dim, target.mean_sum);
         std::copy(source.has_mean, source.has_mean + source.view.n_blocks(), target.has_mean);
         std::copy_n(source.query_sums, source.query_sums ? 2 * source.view.k.dim : 0, target.query_sums);
+        std::copy_n(source.balancer, layout_.balancer_dim, target.balancer);
     }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "policy/policy.h"
@@ -22,6 +23,8 @@ struct HeadState {
     double   mass[3]    = {0, 0, 0}; // attention mass on exact, refined and base rows
     int32_t  mean_count = 0;         // keys in the running sum for the next block's mean
     int64_t  n_queries  = 0;         // in query_sums
+    bool     settled    = false;     // whether keys are balanced is decided: by the first micro-batch
+    bool     balanced   = false;     // they are
 };
 
 // One KV head of one layer and stream, with everything that belongs to it.
@@ -32,6 +35,7 @@ struct Head {
     uint8_t *   has_mean; // [n_blocks]
     float *
         query_sums; // [2][k.dim] sum of the queries and of their squares, scaled as for the logits; null: the policy does not ask
+    uint16_t *  balancer; // f16 [head_dim_k], or null: this cache has none
 };
 
 class Cache {
@@ -49,6 +53,11 @@ public:
     Head        head(int index, int stream, int head);
     CellTable & cells(int stream) { return *cells_[stream]; }
     Staging &   staging() { return *staging_; }
+    // What rows go through on their way in and out.
+    Transform key_transform(const Head & head) const;
+    Transform value_transform() const;
+    // Rows [first, first + n) of the micro-batch, as the head holds them.
+    StagedRows staged(const Head & head, int number, int first, int n) const;
 
     // The place of each cell's row (CellIndex::place) for the cells [0, n).
     void index_cells(const Head & head, int n, int32_t * place) const;
@@ -57,7 +66,7 @@ public:
     // One layer's rows, keys and values; and what is known of the cells, once for all layers.
     void copy_stream(int index, int from, int to);
     void copy_stream_cells(int from, int to);
-    // Rows [n][n_head_kv][head_dim] of consecutive cells. Cells without a token read as zero.
+    // Rows [n][n_head_kv][head_dim] of consecutive cells, in the model's space. Cells without a token read as zero.
     void read(int index, bool value, int stream, int first_cell, int n, float * out);
     // adopt: cells without a token hold one from now on (state load); else their rows are skipped, and so are rows that come back as they were
     // read, up to rounding (a shift by nothing).
@@ -68,7 +77,8 @@ public:
     void             precision(int index, int stream, uint8_t * out);
     void             scores(int index, int stream, float * out);
 
-    Memory scratch; // working memory of the kernels (step.h)
+    Memory     scratch;   // working memory of the kernels (step.h)
+    std::mutex balancing; // held while a head's balancer is made
 
 private:
     Cache() = default;
@@ -86,7 +96,8 @@ private:
     std::vector<float>                      mean_sums_;
     std::vector<uint8_t>                    has_mean_;
     std::vector<float>                      query_sums_;
-    std::vector<std::unique_ptr<CellTable>> cells_; // [n_stream]
+    std::vector<uint16_t>                   balancers_; // [n_heads][head_dim_k], or nothing
+    std::vector<std::unique_ptr<CellTable>> cells_;     // [n_stream]
     std::unique_ptr<Staging>                staging_;
 };
 

@@ -81,7 +81,7 @@ float estimated_norm(const RowFormat & row, const uint16_t * params, int64_t str
 float norm_of_new(const RowFormat & row, const float * value) {
     std::vector<uint16_t> params(size_t(row.n_groups()));
     for (int g = 0; g < row.n_groups(); g++) {
-        params[g] = group_params(value + g * row.group, row.group);
+        params[g] = group_params(value + g * row.group, row.group, row.end_point_bits());
     }
     return estimated_norm(row, params.data(), 1);
 }
@@ -231,6 +231,7 @@ void store_value(const HeadView & h, int cell, int32_t place, const float * valu
 void commit_rows(Cache & cache, const Commit & c) {
     Head              head  = cache.head(c.index, c.stream, c.head);
     const CellTable & table = cache.cells(c.stream);
+    head.state.settled      = true; // rows of its space are there from now on
     release_overwritten(head, c);
     add_mass(head, c, cache.policy().policy->fold);
     choose_places(cache, head, table, c);

@@ -15,7 +15,23 @@ struct Widened {
     const Staging *    of     = nullptr;
     uint64_t           serial = 0;
     int                first = -1, n = 0, head = -1;
-    std::vector<float> k, v;
+    const void *       balancer = nullptr;
+    std::vector<float> k, v, row;
+
+    // n rows of f16, `stride` values apart.
+    void widen(const uint16_t * from, int n, size_t stride, const Transform & t, std::vector<float> & to) {
+        to.resize(size_t(n) * t.row);
+        row.resize(size_t(t.dim));
+        for (int i = 0; i < n; i++) {
+            float * out = t.nothing() ? to.data() + size_t(i) * t.row : row.data();
+            for (int d = 0; d < t.dim; d++) {
+                out[d] = half_to_float(from[i * stride + d]);
+            }
+            if (!t.nothing()) {
+                enter_row(t, row.data(), to.data() + size_t(i) * t.row);
+            }
+        }
+    }
 };
 
 } // namespace
@@ -52,28 +68,19 @@ void Staging::put(bool value, int i, const uint16_t * from) {
     std::memcpy(row(value, i), from, sizeof(uint16_t) * n_head_ * size_t(value ? dim_v_ : dim_k_));
 }
 
-StagedRows Staging::rows(int first, int n, int head) const {
+StagedRows Staging::rows(int first, int n, int head, const Transform & k, const Transform & v) const {
     static thread_local Widened w;
-    if (w.of != this || w.serial != serial_ || w.first != first || w.n != n || w.head != head) {
-        w.k.resize(size_t(n) * dim_k_);
-        w.v.resize(size_t(n) * dim_v_);
-        for (int i = 0; i < n; i++) {
-            const uint16_t * k = row(false, first + i) + head * dim_k_;
-            const uint16_t * v = row(true, first + i) + head * dim_v_;
-            for (int d = 0; d < dim_k_; d++) {
-                w.k[size_t(i) * dim_k_ + d] = half_to_float(k[d]);
-            }
-            for (int d = 0; d < dim_v_; d++) {
-                w.v[size_t(i) * dim_v_ + d] = half_to_float(v[d]);
-            }
-        }
-        w.of     = this;
-        w.serial = serial_;
-        w.first  = first;
-        w.n      = n;
-        w.head   = head;
+    if (w.of != this || w.serial != serial_ || w.first != first || w.n != n || w.head != head || w.balancer != k.balancer) {
+        w.widen(row(false, first) + head * dim_k_, n, size_t(n_head_) * dim_k_, k, w.k);
+        w.widen(row(true, first) + head * dim_v_, n, size_t(n_head_) * dim_v_, v, w.v);
+        w.of       = this;
+        w.serial   = serial_;
+        w.first    = first;
+        w.n        = n;
+        w.head     = head;
+        w.balancer = k.balancer;
     }
-    return {w.k.data(), w.v.data(), dim_k_, dim_v_};
+    return {w.k.data(), w.v.data(), k.row, v.row};
 }
 
 } // namespace mikv

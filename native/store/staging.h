@@ -3,6 +3,7 @@
 
 #include "kernel/batch.h"
 #include "store/memory.h"
+#include "store/transform.h"
 
 namespace mikv {
 
@@ -21,8 +22,9 @@ public:
     // Row i of all heads, in floats or f16.
     void put(bool value, int i, const float * row);
     void put(bool value, int i, const uint16_t * row);
-    // Rows [first, first + n) of one head in floats, in memory of the calling thread: valid until it asks for others.
-    StagedRows rows(int first, int n, int head) const;
+    // Rows [first, first + n) of one head in floats, as the cache will hold them, in memory of the calling thread: valid until it asks for
+    // others.
+    StagedRows rows(int first, int n, int head, const Transform & k, const Transform & v) const;
 
 private:
     uint16_t * row(bool value, int i) const;

@@ -73,8 +73,8 @@ mikv_stats Cache::stats() {
     s.id             = id_;
     s.shape          = shape_;
     s.config         = config_;
-    s.bytes_metadata = int64_t(states_.size() * sizeof(HeadState)) +
-                       int64_t((mean_sums_.size() + query_sums_.size()) * sizeof(float)) + int64_t(has_mean_.size());
+    s.bytes_metadata = int64_t(states_.size() * sizeof(HeadState) + (mean_sums_.size() + query_sums_.size()) * sizeof(float) +
+                               has_mean_.size() + balancers_.size() * sizeof(uint16_t));
     for (const HeadLayout & head : layout_.heads) {
         s.bytes_base += shape_.n_stream * int64_t(head.base_bytes());
         s.bytes_refined += shape_.n_stream * int64_t(head.refined_bytes());

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels.h"
+#include "store/balancer.h"
 #include "store/commit.h"
 
 namespace mikv {
@@ -94,7 +95,7 @@ Step::Scratch Step::lay_out() const {
     s.weights           = take(few() ? heads * rows * n_kv : 0);
     s.part_m            = take(heads * chunks * rows);
     s.part_l            = take(heads * chunks * rows);
-    s.part_acc          = take(heads * chunks * rows * cache_.shape().head_dim_v);
+    s.part_acc          = take(heads * chunks * rows * row_dim(cache_.shape().head_dim_v));
     s.size_bytes        = size_t(at - base) * sizeof(float);
     return s;
 }
@@ -134,7 +135,8 @@ void Step::index(int item) {
 }
 
 QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const {
-    const int g = group(), dim = cache_.shape().head_dim_k;
+    const Transform t_k = key_transform(stream, head);
+    const int       g = group(), dim = t_k.row;
     // with soft-capping the cap is applied to the scaled logit: scale stays here
     for (int i = 0; i < g; i++) {
         const int query_head = head * g + i;
@@ -144,6 +146,10 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
                 reinterpret_cast<const float *>(data_.q + stream * data_.q_stream_bytes + query_head * data_.q_head_bytes +
                                                 (first_token + t) * data_.q_token_bytes);
             float * to = q + (size_t(i) * n_tokens + t) * dim;
+            if (!t_k.nothing()) {
+                enter_query(t_k, row, to);
+                row = to;
+            }
             for (int d = 0; d < dim; d++) {
                 to[d] = row[d] * data_.scale;
             }
@@ -175,8 +181,13 @@ QueryRows Step::visible(QueryRows rows, const CellIndex & index, std::vector<uin
     return rows;
 }
 
+Transform Step::key_transform(int stream, int head) const {
+    return cache_.key_transform(cache_.head(shape_.index, shape_.first_stream + stream, head));
+}
+
 StagedRows Step::staged_rows(int stream, int head) const {
-    return shape_.staged ? cache_.staging().rows(stream * shape_.n_tokens, shape_.n_tokens, head) : StagedRows{};
+    const Head h = cache_.head(shape_.index, shape_.first_stream + stream, head);
+    return shape_.staged ? cache_.staged(h, head, stream * shape_.n_tokens, shape_.n_tokens) : StagedRows{};
 }
 
 CellIndex Step::cell_index(int stream, int head) const {
@@ -194,6 +205,7 @@ int Step::attend_items() const {
 void Step::attend(int item) {
     // One head after the other: a thread widens its staged rows once. A causal batch's last blocks see the most cells and go first.
     const int per_head = attend_items() / n_heads();
+    settle_balancer(cache_, shape_, data_, item / per_head);
     if (few()) {
         attend_chunk(item / per_head, item % per_head);
     } else {
@@ -209,12 +221,12 @@ void Step::attend_chunk(int head_item, int chunk) {
     // chunks at multiples of 64 cells, so that kernels meet whole tiles
     const int tiles = (shape_.n_kv + 63) / 64;
     const int first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
-    float *   q = query_buffer(size_t(rows) * c.head_dim_k + 16 + g);
+    const size_t          q_size = padded(size_t(rows) * row_dim(c.head_dim_k));
+    float *               q      = query_buffer(q_size + g);
     std::vector<uint16_t> evicted;
-    const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + padded(size_t(rows) * c.head_dim_k)),
-                                          cell_index(stream, h), evicted);
+    const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), cell_index(stream, h), evicted);
     const size_t          part  = size_t(head_item) * n + chunk;
-    const Partial         out   = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * c.head_dim_v};
+    const Partial out = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * row_dim(c.head_dim_v)};
     kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
                          staged_rows(stream, h), query, first, last, s.weights + size_t(head_item) * rows * shape_.n_kv,
                          shape_.n_kv, out);
@@ -233,9 +245,7 @@ void Step::write_out(int stream, int query_head, int token, float m, float l, co
     }
     const float inverse = l > 0.0f ? factor / l : 0.0f;
     float *     out     = data_.out + ((size_t(stream) * shape_.n_tokens + token) * shape_.n_head + query_head) * dim;
-    for (int i = 0; i < dim; i++) {
-        out[i] = acc[i] * inverse;
-    }
+    leave_output(cache_.value_transform(), acc, inverse, out);
     const size_t at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
     final_m[at]     = m;
     final_l[at]     = l;
@@ -247,8 +257,9 @@ void Step::attend_block(int head_item, int block) {
     const int             stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
     const int             most  = std::max(1, block_rows / g);
     const int             first = block * most, n = std::min(most, shape_.n_tokens - first), rows = g * n;
-    const size_t          q_size = padded(size_t(rows) * c.head_dim_k), row_size = padded(rows);
-    float *               q     = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * c.head_dim_v + 16);
+    const size_t          q_size = padded(size_t(rows) * row_dim(c.head_dim_k)), row_size = padded(rows);
+    const int             dim_v = row_dim(c.head_dim_v);
+    float *               q     = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * dim_v + 16);
     float *               slope = q + q_size;
     std::vector<uint16_t> evicted;
     const QueryRows       query = visible(gather(stream, h, first, n, q, slope), cell_index(stream, h), evicted);
@@ -256,8 +267,7 @@ void Step::attend_block(int head_item, int block) {
     kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
                           staged_rows(stream, h), query, 0, shape_.n_kv, out);
     for (int row = 0; row < rows; row++) {
-        write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * c.head_dim_v, s.m,
-                  s.l);
+        write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * dim_v, s.m, s.l);
     }
 }
 
@@ -265,7 +275,7 @@ void Step::merge_chunks(int head_item) {
     const Scratch      s      = lay_out();
     const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
-    const int          rows = group() * shape_.n_tokens, n = n_chunks(), dim = c.head_dim_v, tiles = (shape_.n_kv + 63) / 64;
+    const int rows = group() * shape_.n_tokens, n = n_chunks(), dim = row_dim(c.head_dim_v), tiles = (shape_.n_kv + 63) / 64;
     std::vector<float> acc(dim);
     for (int row = 0; row < rows; row++) {
         const auto part = [&](int chunk) { return (size_t(head_item) * n + chunk) * rows + row; };
@@ -327,7 +337,8 @@ void Step::probe(int item) {
     const std::vector<int> tokens = probes(stream);
     const int              n = int(tokens.size()), rows = g * n;
     const int              first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
-    const size_t           q_size = padded(size_t(rows) * c.head_dim_k), mask_size = padded(size_t(n) * probe_chunk / 2);
+    const int              dim    = row_dim(c.head_dim_k);
+    const size_t           q_size = padded(size_t(rows) * dim), mask_size = padded(size_t(n) * probe_chunk / 2);
     float *                q      = query_buffer(q_size + padded(g) + mask_size + size_t(rows) * width + 16);
     float *                slope  = q + q_size;
     uint16_t *             mask   = reinterpret_cast<uint16_t *>(slope + padded(g));
@@ -337,10 +348,10 @@ void Step::probe(int item) {
         const int        t   = tokens[i];
         const uint16_t * row = data_.mask + stream * data_.mask_stream + t * data_.mask_token + first;
         std::copy(row, row + width, mask + size_t(i) * probe_chunk);
-        std::vector<float> one(size_t(g) * c.head_dim_k);
+        std::vector<float> one(size_t(g) * dim);
         gather(stream, h, t, 1, one.data(), slope);
         for (int j = 0; j < g; j++) {
-            std::copy_n(one.data() + size_t(j) * c.head_dim_k, c.head_dim_k, q + (size_t(j) * n + i) * c.head_dim_k);
+            std::copy_n(one.data() + size_t(j) * dim, dim, q + (size_t(j) * n + i) * dim);
         }
     }
     kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
@@ -394,7 +405,7 @@ void Step::commit_staged(int head_item) {
 
 // The micro-batch's queries of all query heads of a KV head, into what is known of the queries.
 void Step::add_queries(int stream, int head) const {
-    const int dim = cache_.shape().head_dim_k, rows = group();
+    const int dim = row_dim(cache_.shape().head_dim_k), rows = group();
     float *   q  = query_buffer(size_t(rows) * dim + rows);
     Head      of = cache_.head(shape_.index, shape_.first_stream + stream, head);
     for (int t = 0; t < shape_.n_tokens; t++) {

@@ -65,6 +65,7 @@ private:
     QueryRows        gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
     QueryRows        visible(QueryRows rows, const CellIndex & index,
                              std::vector<uint16_t> & memory) const; // less what the test arm evicts
+    Transform        key_transform(int stream, int head) const;
     StagedRows       staged_rows(int stream, int head) const;
     CellIndex        cell_index(int stream, int head) const;
     void             attend_chunk(int head_item, int chunk);

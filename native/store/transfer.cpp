@@ -62,13 +62,16 @@ void Cache::read(int index, bool value, int stream, int first_cell, int n, float
     const int            dim   = value ? shape_.head_dim_v : shape_.head_dim_k;
     const CellTable &    table = cells(stream);
     std::vector<int32_t> place(first_cell + n);
+    std::vector<float>   held(size_t(row_dim(dim)));
     for (int h = 0; h < shape_.n_head_kv; h++) {
-        const HeadView view = head(index, stream, h).view;
-        index_cells(head(index, stream, h), first_cell + n, place.data());
+        const Head      from = head(index, stream, h);
+        const Transform t    = value ? value_transform() : key_transform(from);
+        index_cells(from, first_cell + n, place.data());
         for (int i = 0; i < n; i++) {
             float * row = out + (int64_t(i) * shape_.n_head_kv + h) * dim;
             if (table.holds(first_cell + i)) {
-                load_row(view, value, first_cell + i, place[first_cell + i], row);
+                load_row(from.view, value, first_cell + i, place[first_cell + i], held.data());
+                leave_row(t, held.data(), row);
             } else {
                 std::fill(row, row + dim, 0.0f);
             }
@@ -84,9 +87,15 @@ void Cache::write(int index, bool value, int stream, int first_cell, int n, cons
     }
     std::vector<int32_t> place(first_cell + n);
     std::vector<int>     changed;
-    std::vector<float>   buffer(size_t(std::max(shape_.head_dim_k, shape_.head_dim_v)));
+    const int            row_size = row_dim(dim);
+    std::vector<float>   buffer(static_cast<size_t>(row_size)), rows(size_t(n) * row_size);
     for (int h = 0; h < shape_.n_head_kv; h++) {
-        HeadWrite w = {head(index, stream, h), table, value, in + int64_t(h) * dim, int64_t(shape_.n_head_kv) * dim};
+        HeadWrite w          = {head(index, stream, h), table, value, rows.data(), row_size};
+        w.head.state.settled = true;
+        const Transform t    = value ? value_transform() : key_transform(w.head);
+        for (int i = 0; i < n; i++) {
+            enter_row(t, in + (int64_t(i) * shape_.n_head_kv + h) * dim, rows.data() + i * row_size);
+        }
         index_cells(w.head, first_cell + n, place.data());
         changed.clear();
         std::vector<float> keys; // compact: as update_means wants them
@@ -96,7 +105,7 @@ void Cache::write(int index, bool value, int stream, int first_cell, int n, cons
                 (adopt || !unchanged(w.head.view, value, cell, place[cell], w.rows + i * w.stride, buffer.data()))) {
                 changed.push_back(cell);
                 if (!value) {
-                    keys.insert(keys.end(), w.rows + i * w.stride, w.rows + i * w.stride + dim);
+                    keys.insert(keys.end(), w.rows + i * w.stride, w.rows + (i + 1) * w.stride);
                 }
             }
         }
@@ -104,7 +113,7 @@ void Cache::write(int index, bool value, int stream, int first_cell, int n, cons
             adopt_places(w, changed, place);
         }
         if (!value && config_.center_keys) {
-            update_means(w.head, table, place.data(), changed.data(), int(changed.size()), keys.data(), dim, true);
+            update_means(w.head, table, place.data(), changed.data(), int(changed.size()), keys.data(), row_size, true);
         }
         for (int cell : changed) {
             const float * row = w.rows + (cell - first_cell) * w.stride;

@@ -8,6 +8,8 @@ from codec_check import check_decode, check_encode, check_rows, native_decode, n
 from native_library import NativeError, check, kernel_names, lib
 from tables import ROWS, SPLITS
 
+from mikv_cpp.reference import codec
+
 
 @pytest.fixture(params=kernel_names(), autouse=True)
 def kernel(request):
@@ -16,10 +18,31 @@ def kernel(request):
     check(lib.mikv_kernel_select(b"auto"))
 
 
+@pytest.mark.parametrize("end_points", [False, True])
 @pytest.mark.parametrize(("dim", "group"), ROWS)
 @pytest.mark.parametrize(("bits", "refined_bits"), SPLITS)
-def test_encode_is_bit_exact(dim, group, bits, refined_bits):
-    check_rows(lambda name, row: check_encode(native_encode, name, row, group, bits, refined_bits), dim, group)
+def test_encode_is_bit_exact(dim, group, bits, refined_bits, end_points):
+    form = (group, bits, refined_bits, end_points)
+    check_rows(lambda name, row: check_encode(native_encode, name, row, *form), dim, group)
+
+
+@pytest.mark.parametrize(("bits", "refined_bits"), SPLITS)
+def test_end_points_are_equation_1_up_to_the_range_that_params_can_say(bits, refined_bits):
+    """alpha = (max - min) / (2^N - 1), each value at the nearest of min + alpha q (arXiv 2402.18096).
+
+    The params' range R is rounded up to four bits of mantissa, after 64ths of R were lost to the place of the minimum: it is
+    at most (1 + 1/16) / (1 - 1/64) times the widened range, where the group holds zero. So is the step; the first point lies at
+    most R / 64 below the minimum, and half of what the step is too wide above it.
+    """
+    row = np.random.default_rng(bits).normal(size=64).astype(np.float32)
+    e = native_encode(row, 64, bits, refined_bits, True)
+    alpha = (row.max() - row.min()) / (2**bits - 1)
+    span, minimum = (float(x[0]) for x in codec.split_params(e.params))
+    step, first = span / 2**bits, minimum + span / 2 ** (bits + 1)
+    assert 1 <= step / alpha <= (1 + 1 / 16) / (1 - 1 / 64)
+    assert -span / 64 <= first - row.min() <= (step - alpha) / 2
+    nearest = first + step * np.clip(np.round((row - first) / step), 0, 2**bits - 1)
+    assert np.abs(native_decode(e.params, e.base, None, 64, bits, refined_bits) - nearest).max() < 1e-6
 
 
 @pytest.mark.parametrize(("dim", "group"), ROWS)

@@ -21,11 +21,17 @@ def test_presets_are_what_the_readme_says() -> None:
         "mikv": (4, 2, 5, 0.12, "normalized"),
         "mikv-tight": (3, 2, 5, 0.03, "normalized"),
         "mikv-safe": (4, 3, 6, 0.19, "normalized"),
+        "mikv-2bit": (2, 2, 8, 0.20, "h2o"),
         "paper": (2, 2, 8, 0.20, "h2o"),
         "sinks": (4, 4, 8, 0.0, "recent"),
         "q8": (4, 4, 8, 1.0, "normalized"),
     }
-    assert all((c.sinks, c.window, c.center_keys, c.budget) == (4, 64, True, None) for c in PRESETS.values())
+    paper = PRESETS["paper"]
+    others = [c for c in PRESETS.values() if c is not paper]
+    assert all((c.sinks, c.window, c.recent_share, c.center_keys, c.budget) == (4, 64, 0, True, None) for c in others)
+    assert all((c.rotate, c.balance, c.end_points, c.group, c.protect) == (True, "off", False, 0, True) for c in others)
+    assert (paper.sinks, paper.window, paper.recent_share, paper.center_keys, paper.budget) == (0, 0, 0.5, False, None)
+    assert (paper.rotate, paper.balance, paper.end_points, paper.group, paper.protect) == (False, "max", True, -1, False)
     assert KVConfig.presets()[0] == "mikv"
 
 
@@ -56,6 +62,11 @@ def test_frozen() -> None:
         ({"sinks": 65}, ["sinks=65", "0 to 64"]),
         ({"window": -1}, ["window=-1", "0 to 4096"]),
         ({"group": 16}, ["group=16", "0, 32, 64"]),
+        ({"group": "third"}, ["group='third'"]),
+        ({"balance": "min"}, ["balance='min'", "off, max, rms"]),
+        ({"rotate": 1}, ["rotate=1"]),
+        ({"end_points": "no"}, ["end_points='no'"]),
+        ({"recent_share": 1.5}, ["recent_share=1.5", "between 0 and 1"]),
         ({"center_keys": 1}, ["center_keys=1"]),
         ({"policy": "best"}, ["'best'", "h2o, normalized, snapkv", "register_policy"]),
         ({"budget": "lots"}, ["'lots'", "25%"]),
@@ -69,7 +80,9 @@ def test_impossible_values_are_named_with_the_remedy(fields: dict[str, Any], wor
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, paper, sinks, q8"):
+    with pytest.raises(
+        ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, mikv-2bit, paper, sinks, q8"
+    ):
         KVConfig.preset("best")
 
 

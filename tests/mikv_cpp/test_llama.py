@@ -151,7 +151,7 @@ def test_a_windowed_cache_is_told_apart_whatever_came_before(tiny_model: Writer)
 
 
 def test_several_models_each_see_their_own_cache(tiny_model: Writer) -> None:
-    first, second = _load(tiny_model(), kv="q8"), _load(tiny_model(n_layer=3), kv="paper")
+    first, second = _load(tiny_model(), kv="q8"), _load(tiny_model(n_layer=3), kv="mikv-2bit")
     first.eval(first.tokenize(b"one"))
     second.eval(second.tokenize(b"three"))
     assert (first.kv.stats().tokens, second.kv.stats().tokens) == (3, 5)

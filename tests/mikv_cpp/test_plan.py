@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mikv_cpp import BudgetError, ConfigError, KVConfig, plan
+from mikv_cpp import BudgetError, KVConfig, plan
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.native import Shape
 from mikv_cpp.plan import check_memory, largest_context, n_cells, plan_cache
@@ -97,10 +97,19 @@ def test_unknown_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     check_memory(1 << 62, 1 << 40)
 
 
-@pytest.mark.parametrize("head_dim", [80, 40])
-def test_head_sizes_that_no_codec_serves(tiny_model: Writer, head_dim: int) -> None:
-    with pytest.raises(ConfigError, match=rf'heads of {head_dim} values.*multiple of 32: use kv="off"'):
-        plan_cache(LIBRARY, read_model_file(tiny_model(head_dim=head_dim)), KVConfig(), 1024)
+@pytest.mark.parametrize("head_dim", [80, 112, 40])
+def test_any_head_size_is_served(tiny_model: Writer, head_dim: int) -> None:
+    made = plan_cache(LIBRARY, read_model_file(tiny_model(head_dim=head_dim)), KVConfig(), 1024)
+    assert made.shape == Shape(2, 2, 1024, 1, head_dim, head_dim)
+    assert made.logical_type == "f16"
+
+
+@pytest.mark.parametrize(
+    ("changes", "logical"),
+    [({}, "q8_0"), ({"balance": "max"}, "f16"), ({"rotate": False}, "f16"), ({"end_points": True, "group": "half"}, "q8_0")],
+)
+def test_rows_that_are_balanced_or_not_rotated_arrive_as_f16(tiny_model: Writer, changes: dict[str, Any], logical: str) -> None:
+    assert plan_cache(LIBRARY, read_model_file(tiny_model()), KVConfig(**changes), 1024).logical_type == logical
 
 
 def test_default_context_is_the_models_as_far_as_memory_allows(tiny_model: Writer, memory: Callable[[int], None]) -> None:

@@ -30,7 +30,7 @@ struct Tally {
 
 std::string name_of(const RowFormat & f) {
     return "dim " + std::to_string(f.dim) + " group " + std::to_string(f.group) + " bits " + std::to_string(f.bits) + "/" +
-           std::to_string(f.refined_bits);
+           std::to_string(f.refined_bits) + (f.end_points ? " end points" : "");
 }
 
 // --- store and load -------------------------------------------------------------------------------------------------------------

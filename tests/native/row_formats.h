@@ -40,8 +40,10 @@ inline std::vector<RowFormat> all_formats() {
         for (int group : {32, 64}) {
             for (int bits : {2, 3, 4}) {
                 for (int refined_bits : {2, 3, 4, 5, 6, 8}) {
-                    if (dim % group == 0 && refined_bits >= bits) {
-                        formats.push_back({dim, group, bits, refined_bits});
+                    for (int end_points : {0, 1}) {
+                        if (dim % group == 0 && refined_bits >= bits) {
+                            formats.push_back({dim, group, bits, refined_bits, end_points});
+                        }
                     }
                 }
             }

@@ -12,9 +12,10 @@ from mikv_cpp.reference.cache import Config, Shape
 
 BAD = (
     ("k_bits", 1), ("k_bits", 5), ("k_bits", 0), ("v_bits", 8), ("v_bits", -2),
-    ("refined_bits", 3), ("refined_bits", 7), ("refined_bits", 9), ("group", 16), ("group", 128), ("group", -32),
+    ("refined_bits", 3), ("refined_bits", 7), ("refined_bits", 9), ("group", 16), ("group", 128), ("group", -32), ("group", -2),
     ("sinks", -1), ("sinks", 65), ("window", -1), ("window", 4097), ("center_keys", 2), ("center_keys", -1),
-    ("head_dim_k", 80), ("head_dim_v", -64), ("compress_f16", 2), ("refined_share", -0.01), ("refined_share", 1.5),
+    ("head_dim_k", -80), ("head_dim_v", -64), ("compress_f16", 2), ("rotate", 2), ("balance", 3), ("end_points", -1),
+    ("recent_share", -0.5), ("recent_share", 1.5), ("recent_share", math.nan), ("refined_share", -0.01), ("refined_share", 1.5),
     ("refined_share", math.nan), ("budget_bytes", -1),
 )  # fmt: skip
 
@@ -60,7 +61,7 @@ def test_a_policy_name_without_an_end_is_refused():
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(head_dim_k=80), Shape(head_dim_v=16), Shape(n_cells=0), Shape(n_layer=0), Shape(n_head_kv=-1),
+        Shape(head_dim_k=-80), Shape(head_dim_v=0), Shape(n_cells=0), Shape(n_layer=0), Shape(n_head_kv=-1),
         Shape(n_stream=0), Shape(head_dim_k=0),
     ],
 )  # fmt: skip

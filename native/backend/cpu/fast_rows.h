@@ -84,7 +84,7 @@ template <class Isa> static inline typename Isa::F clamped(typename Isa::F x) {
 }
 
 // As group_params of the codec.
-template <class Isa> static inline uint16_t fast_group_params(const float * x, int group) {
+template <class Isa> static inline uint16_t fast_group_params(const float * x, int group, int end_point_bits) {
     using F = typename Isa::F;
     F low = clamped<Isa>(Isa::load(x)), high = low;
     for (int i = Isa::width; i < group; i += Isa::width) {
@@ -94,7 +94,7 @@ template <class Isa> static inline uint16_t fast_group_params(const float * x, i
     }
     const float lo = -Isa::largest(Isa::sub(Isa::set(0.0f), low));
     const float hi = Isa::largest(high);
-    return pack_params(lo, hi);
+    return params_of(lo, hi, end_point_bits);
 }
 
 // The planes of n-bit numbers, bits [shift, shift + n) of the codes: eight bytes of a plane at a time, four where it has no
@@ -133,7 +133,7 @@ static void encode_row(const RowFormat & f, const float * row, uint16_t * params
     uint8_t codes[64];
     for (int g = 0; g < f.n_groups(); g++) {
         const float *  x         = row + g * f.group;
-        const uint16_t p         = fast_group_params<Isa>(x, f.group);
+        const uint16_t p         = fast_group_params<Isa>(x, f.group, f.end_point_bits());
         const float    range     = params_range(p);
         const F        low       = Isa::set(params_min(p));
         const F        per_range = Isa::set(range > 0.0f ? 256.0f / range : 0.0f);

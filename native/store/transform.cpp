@@ -1,0 +1,135 @@
+#include "store/transform.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "codec/half.h"
+
+namespace mikv {
+
+namespace {
+
+constexpr double damping      = 0.2;
+constexpr double least_effect = 1.2;
+constexpr double largest_b    = 1024.0; // and its inverse the smallest: exact in f16, like keys times it
+
+void rotate_block(float * x, int n) {
+    for (int half = 1; half < n; half *= 2) {
+        for (int block = 0; block < n; block += 2 * half) {
+            for (int i = block; i < block + half; i++) {
+                const float a = x[i], b = x[i + half];
+                x[i]        = a + b;
+                x[i + half] = a - b;
+            }
+        }
+    }
+    const float scale = 1.0f / std::sqrt(float(n));
+    for (int i = 0; i < n; i++) {
+        x[i] *= scale;
+    }
+}
+
+double bounded(double b) { return std::min(std::max(b, 1.0 / largest_b), largest_b); }
+
+void damp(std::vector<double> & b) {
+    double logs = 0.0;
+    for (double x : b) {
+        logs += std::log(x);
+    }
+    const double middle = std::exp(logs / double(b.size()));
+    double       sum = 0.0, largest = 0.0, smallest = HUGE_VAL;
+    for (double & x : b) {
+        x /= middle;
+        sum += x;
+        largest  = std::max(largest, x);
+        smallest = std::min(smallest, x);
+    }
+    const double mean = sum / double(b.size());
+    if (std::max(largest / mean, mean / smallest) < least_effect) {
+        std::fill(b.begin(), b.end(), 1.0);
+    }
+}
+
+} // namespace
+
+void rotate(float * x, int n) {
+    while (n > 0) {
+        int block = 1;
+        while (2 * block <= n) {
+            block *= 2;
+        }
+        rotate_block(x, block);
+        x += block;
+        n -= block;
+    }
+}
+
+void enter_row(const Transform & t, const float * in, float * out) {
+    for (int i = 0; i < t.dim; i++) {
+        out[i] = t.balancer ? in[i] * half_to_float(t.balancer[i]) : in[i];
+    }
+    std::fill(out + t.dim, out + t.row, 0.0f);
+    if (t.rotated) {
+        rotate(out, t.row);
+    }
+}
+
+void enter_query(const Transform & t, const float * in, float * out) {
+    for (int i = 0; i < t.dim; i++) {
+        out[i] = t.balancer ? in[i] / half_to_float(t.balancer[i]) : in[i];
+    }
+    std::fill(out + t.dim, out + t.row, 0.0f);
+    if (t.rotated) {
+        rotate(out, t.row);
+    }
+}
+
+void leave_row(const Transform & t, float * in, float * out) {
+    if (t.rotated) {
+        rotate(in, t.row);
+    }
+    for (int i = 0; i < t.dim; i++) {
+        out[i] = t.balancer ? in[i] / half_to_float(t.balancer[i]) : in[i];
+    }
+}
+
+void leave_output(const Transform & t, const float * in, float factor, float * out) {
+    if (t.nothing()) {
+        for (int i = 0; i < t.dim; i++) {
+            out[i] = in[i] * factor;
+        }
+        return;
+    }
+    std::vector<float> row(in, in + t.row);
+    for (float & x : row) {
+        x *= factor;
+    }
+    leave_row(t, row.data(), out);
+}
+
+void add_reach(Balance balance, const float * row, int dim, float * reach) {
+    for (int i = 0; i < dim; i++) {
+        reach[i] = balance == Balance::damped ? reach[i] + row[i] * row[i] : std::max(reach[i], std::fabs(row[i]));
+    }
+}
+
+void make_balancer(Balance balance, const Reach & reach, int64_t n_q, int64_t n_k, int dim, uint16_t * balancer) {
+    std::vector<double> b(size_t(dim), 1.0);
+    for (int i = 0; i < dim; i++) {
+        const double q = double(reach.q[i]), k = double(reach.k[i]);
+        if (!(q > 0.0 && k > 0.0) || std::isinf(q) || std::isinf(k)) {
+            continue; // a channel that says nothing, or too much
+        }
+        b[size_t(i)] = balance == Balance::damped ? std::pow(std::sqrt(q / double(n_q)) / std::sqrt(k / double(n_k)), damping)
+                                                  : std::sqrt(q / k);
+    }
+    if (balance == Balance::damped) {
+        damp(b);
+    }
+    for (int i = 0; i < dim; i++) {
+        balancer[i] = half_nearest(float(bounded(b[size_t(i)])));
+    }
+}
+
+} // namespace mikv
