@@ -85,8 +85,8 @@ def test_a_budget_too_small_is_a_budget_error(library: Library) -> None:
 
 def test_a_shape_that_no_codec_serves_is_a_config_error(library: Library) -> None:
     with pytest.raises(ConfigError) as caught:
-        library.config_bytes(KVConfig(), Shape(2, 2, 1024, 1, 80, 80))
-    assert "80" in str(caught.value)
+        library.config_bytes(KVConfig(group=64), Shape(2, 2, 1024, 1, 80, 80))
+    assert "64 does not divide head sizes 96" in str(caught.value)
 
 
 def test_unknown_cache_is_an_error_not_a_crash(library: Library) -> None:
