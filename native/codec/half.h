@@ -63,4 +63,15 @@ MIKV_FN uint16_t half_nearest(float value) {
     return up;
 }
 
+// value as f16 holds it, half_to_float(half_nearest(value)), without branches; within +-half_max.
+MIKV_FN float half_rounded(float value) {
+    const uint32_t bits   = MIKV_BITCAST(uint32_t, value);
+    const uint32_t normal = (bits + 0xFFFu + ((bits >> 13) & 1u)) & ~0x1FFFu;       // 13 bits off, ties to even
+    const float    shift = MIKV_BITCAST(float, (bits & 0x80000000u) | 0x3F400000u); // +-3/4: subnormals count in its last place
+    const float    tiny  = (value + shift) - shift;
+    const uint32_t low   = (bits & 0x80000000u) | (MIKV_BITCAST(uint32_t, tiny) & 0x7FFFFFFFu);
+    const uint32_t choose = uint32_t(0) - uint32_t((bits & 0x7FFFFFFFu) < 0x38800000u);
+    return MIKV_BITCAST(float, (low & choose) | (normal & ~choose));
+}
+
 } // namespace mikv

@@ -10,6 +10,7 @@ namespace {
 struct Stream {
     Device *       device;
     ggml_backend_t inner;
+    GraphRunner    graphs;
     int            n_threads = GGML_DEFAULT_N_THREADS;
 };
 
@@ -23,8 +24,9 @@ ggml_guid_t guid() {
 const char * get_name(ggml_backend_t backend) { return of(backend)->device->name.c_str(); }
 
 void free_backend(ggml_backend_t backend) {
-    ggml_backend_free(of(backend)->inner);
+    ggml_backend_t inner = of(backend)->inner;
     delete of(backend);
+    ggml_backend_free(inner);
     delete backend;
 }
 
@@ -32,7 +34,7 @@ void synchronize(ggml_backend_t backend) { ggml_backend_synchronize(of(backend)-
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     Stream * s = of(backend);
-    return compute_graph(*s->device, s->inner, graph, s->n_threads);
+    return s->graphs.compute(graph, s->n_threads);
 }
 
 // KV tensors are on the host side of this plug-in; everything else is the inner device's.
@@ -99,7 +101,7 @@ ggml_backend_t make_backend(Device & device, const char * params) {
     iface.event_record     = has.event_record ? event_record : nullptr;
     iface.event_wait       = has.event_wait ? event_wait : nullptr;
     iface.graph_optimize   = has.graph_optimize ? graph_optimize : nullptr;
-    return new ggml_backend{guid(), iface, &device.handle, new Stream{&device, inner}};
+    return new ggml_backend{guid(), iface, &device.handle, new Stream{&device, inner, GraphRunner(device, inner)}};
 }
 
 } // namespace mikv

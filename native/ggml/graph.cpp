@@ -3,7 +3,6 @@
 #include <cstring>
 
 #include "ggml-impl.h"
-#include "ggml/plan.h"
 
 namespace mikv {
 
@@ -37,37 +36,42 @@ ggml_cgraph with_nodes(const ggml_cgraph & graph, ggml_tensor ** nodes, int n_no
     return part;
 }
 
-ggml_status compute_inside(ggml_backend_t inner, const ggml_cgraph & graph, Plan & plan) {
-    std::vector<ggml_tensor>   custom;
-    std::vector<ggml_tensor *> nodes;
-    custom.reserve(plan.nodes().size());
-    for (const PlannedNode & planned : plan.nodes()) {
+} // namespace
+
+void GraphRunner::make_nodes() {
+    custom_.clear();
+    nodes_.clear();
+    custom_.reserve(plan_->nodes().size()); // nodes_ points into it
+    for (const PlannedNode & planned : plan_->nodes()) {
         if (planned.work) {
-            if (planned.work->prepare) {
-                planned.work->prepare();
-            }
-            custom.push_back(custom_node(planned.work));
-            nodes.push_back(&custom.back());
-        } else {
-            nodes.push_back(planned.node);
+            custom_.push_back(custom_node(planned.work));
         }
+        nodes_.push_back(planned.work ? &custom_.back() : planned.node);
     }
-    ggml_cgraph whole = with_nodes(graph, nodes.data(), int(nodes.size()));
-    return ggml_backend_graph_compute(inner, &whole);
 }
 
-ggml_status compute_in_pieces(ggml_backend_t inner, const ggml_cgraph & graph, Plan & plan) {
+ggml_status GraphRunner::compute_inside(const ggml_cgraph & graph) {
+    for (const PlannedNode & planned : plan_->nodes()) {
+        if (planned.work && planned.work->prepare) {
+            planned.work->prepare();
+        }
+    }
+    ggml_cgraph whole = with_nodes(graph, nodes_.data(), int(nodes_.size()));
+    return ggml_backend_graph_compute(inner_, &whole);
+}
+
+ggml_status GraphRunner::compute_in_pieces(const ggml_cgraph & graph) {
     std::vector<ggml_tensor *> piece;
     const auto                 flush = [&]() {
         ggml_status status = GGML_STATUS_SUCCESS;
         if (!piece.empty()) {
             ggml_cgraph part = with_nodes(graph, piece.data(), int(piece.size()));
-            status           = ggml_backend_graph_compute(inner, &part); // waits: the host reads the results
+            status           = ggml_backend_graph_compute(inner_, &part); // waits: the host reads the results
             piece.clear();
         }
         return status;
     };
-    for (const PlannedNode & planned : plan.nodes()) {
+    for (const PlannedNode & planned : plan_->nodes()) {
         if (!planned.work) {
             piece.push_back(planned.node);
             continue;
@@ -77,27 +81,34 @@ ggml_status compute_in_pieces(ggml_backend_t inner, const ggml_cgraph & graph, P
             return status;
         }
         for (const ggml_tensor * input : planned.work->inputs) {
-            plan.data().fetch(input);
+            plan_->data().fetch(input);
         }
         if (planned.work->prepare) {
             planned.work->prepare();
         }
         planned.work->run(0, 1);
         if (planned.work->output) {
-            plan.data().deliver(planned.work->output);
+            plan_->data().deliver(planned.work->output);
         }
     }
     return flush();
 }
 
-} // namespace
-
-ggml_status compute_graph(Device & device, ggml_backend_t inner, ggml_cgraph * graph, int n_threads) {
-    Plan plan(device, graph, n_threads);
-    if (!plan.touches_cache()) {
-        return ggml_backend_graph_compute_async(inner, graph);
+ggml_status GraphRunner::compute(ggml_cgraph * graph, int n_threads) {
+    if (!plan_ || !plan_->identity().same(Plan::identity_of(graph, n_threads))) {
+        plan_.reset(); // its memory before that of the next
+        plan_ = std::make_unique<Plan>(device_, graph, n_threads);
+        make_nodes();
     }
-    return device.foreign ? compute_in_pieces(inner, *graph, plan) : compute_inside(inner, *graph, plan);
+    if (!plan_->touches_cache()) {
+        return ggml_backend_graph_compute_async(inner_, graph);
+    }
+    for (const PlannedNode & planned : plan_->nodes()) {
+        if (planned.work) {
+            planned.work->next = 0;
+        }
+    }
+    return device_.foreign ? compute_in_pieces(*graph) : compute_inside(*graph);
 }
 
 } // namespace mikv

@@ -3,10 +3,31 @@
 // foreign one the graph is cut, and the rows travel through the host.
 #pragma once
 
+#include <memory>
+#include <vector>
+
 #include "ggml/device.h"
+#include "ggml/plan.h"
 
 namespace mikv {
 
-ggml_status compute_graph(Device & device, ggml_backend_t inner, ggml_cgraph * graph, int n_threads);
+// One backend's graphs. llama.cpp computes the same one for many tokens, so what was derived from it is kept.
+class GraphRunner {
+public:
+    GraphRunner(Device & device, ggml_backend_t inner) : device_(device), inner_(inner) {}
+
+    ggml_status compute(ggml_cgraph * graph, int n_threads);
+
+private:
+    void        make_nodes();
+    ggml_status compute_inside(const ggml_cgraph & graph);
+    ggml_status compute_in_pieces(const ggml_cgraph & graph);
+
+    Device &                   device_;
+    ggml_backend_t             inner_;
+    std::unique_ptr<Plan>      plan_;   // of the last graph
+    std::vector<ggml_tensor>   custom_; // nodes that make the inner backend run our work
+    std::vector<ggml_tensor *> nodes_;  // of the graph for the inner backend
+};
 
 } // namespace mikv

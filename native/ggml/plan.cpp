@@ -9,11 +9,6 @@ namespace mikv {
 
 namespace {
 
-bool is_view_op(ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
-           op == GGML_OP_TRANSPOSE;
-}
-
 bool uses_cache(const ggml_tensor * node) {
     if (kv_tensor(node)) {
         return true;
@@ -24,23 +19,6 @@ bool uses_cache(const ggml_tensor * node) {
         }
     }
     return false;
-}
-
-float op_float(const ggml_tensor * node, int i) {
-    float value;
-    std::memcpy(&value, reinterpret_cast<const float *>(node->op_params) + i, sizeof(value));
-    return value;
-}
-
-// A view [head_dim, n_kv, n_head_kv, n_stream] of whole cells from the start of a stream, as build_attn makes it?
-bool is_attention_view(const ggml_tensor * t) {
-    const ggml_tensor * root = t->view_src;
-    if (!root || t->type != root->type) {
-        return false;
-    }
-    const size_t row = ggml_row_size(root->type, root->ne[0]);
-    return t->ne[0] * t->ne[2] == root->ne[0] && t->nb[1] == row && t->nb[2] == ggml_row_size(root->type, t->ne[0]) &&
-           (t->ne[3] == 1 || t->nb[3] == row * size_t(root->ne[1])) && kv_offset(t) % (row * size_t(root->ne[1])) == 0;
 }
 
 bool contiguous(const ggml_tensor * t) {
@@ -57,7 +35,7 @@ bool contiguous(const ggml_tensor * t) {
 } // namespace
 
 Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
-    : device_(device), n_threads_(n_threads), data_(device.foreign) {
+    : device_(device), identity_(identity_of(graph, n_threads)), n_threads_(n_threads), data_(device.foreign) {
     for (int i = 0; i < graph->n_nodes; i++) {
         ggml_tensor * node = graph->nodes[i];
         if (node->op == GGML_OP_FLASH_ATTN_EXT && kv_tensor(node->src[1]) && kv_tensor(node->src[2])) {
@@ -78,6 +56,15 @@ Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
     }
 }
 
+GraphIdentity Plan::identity_of(const ggml_cgraph * graph, int n_threads) {
+    GraphIdentity identity;
+    identity.uid       = graph->uid;
+    identity.nodes     = graph->nodes;
+    identity.n_nodes   = graph->n_nodes;
+    identity.n_threads = n_threads;
+    return identity;
+}
+
 Plan::~Plan() {
     for (ggml_backend_buffer_t buffer : buffers_) {
         ggml_backend_buffer_free(buffer);
@@ -85,12 +72,16 @@ Plan::~Plan() {
 }
 
 void Plan::add(ggml_tensor * node) {
-    if (is_view_op(node->op) || !uses_cache(node)) {
+    if (moves_nothing(node->op) || !uses_cache(node)) {
         nodes_.push_back({node, nullptr});
         return;
     }
     touches_cache_ = true;
-    if (add_set_rows(node) || add_attention(node) || add_copy(node)) {
+    if (add_set_rows(node) || add_attention(node)) {
+        return;
+    }
+    only_attends_ = false;
+    if (add_copy(node)) {
         return;
     }
     add_through_shadow(node);
@@ -141,10 +132,12 @@ bool Plan::add_set_rows(ggml_tensor * node) {
     if (!layer->cache().staging().reserve(int(rows->ne[1]))) {
         GGML_ABORT("mikv: no memory for a micro-batch of %d tokens: use a smaller one (-ub)", int(rows->ne[1]));
     }
-    Work &     work  = new_work({rows, cells}, nullptr);
-    const bool value = kv->value;
-    HostData * data  = &data_;
-    work.run         = [layer, value, rows, data, first, &work](int thread, int n_threads) {
+    Work &     work                                 = new_work({rows, cells}, nullptr);
+    const bool value                                = kv->value;
+    (value ? layer->stage_value : layer->stage_key) = &work;
+    (value ? layer->value_rows : layer->key_rows)   = rows;
+    HostData * data                                 = &data_;
+    work.run                                        = [layer, value, rows, data, first, &work](int thread, int n_threads) {
         if (thread == 0 && first) {
             read_cells(*layer, data->at(layer->cells));
             layer->cache().staging().open();
@@ -178,97 +171,6 @@ void Plan::settle(Cache & cache) {
             commit_unattended(*layer);
         }
     };
-}
-
-bool Plan::add_attention(ggml_tensor * node) {
-    if (node->op != GGML_OP_FLASH_ATTN_EXT || !kv_tensor(node->src[1]) || !kv_tensor(node->src[2])) {
-        return false;
-    }
-    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
-    const KvTensor &   key = *kv_tensor(k), &value = *kv_tensor(v);
-    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value ||
-        !is_attention_view(k) || !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] ||
-        q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) || k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
-        return false;
-    }
-    Cache &                    cache = key.buffer->cache(key);
-    std::shared_ptr<LayerWork> layer;
-    const auto                 entry = waiting_.find(&cache);
-    if (entry != waiting_.end() && entry->second->tensor.index == key.index && entry->second->has_key &&
-        entry->second->has_value && entry->second->cells->ne[0] == q->ne[1] * q->ne[3]) {
-        layer = entry->second;
-        waiting_.erase(entry);
-    } else {
-        layer         = std::make_shared<LayerWork>();
-        layer->tensor = key;
-        layers_.push_back(layer);
-    }
-    const bool   staged       = layer->cells != nullptr;
-    const size_t stream_bytes = ggml_row_size(k->type, k->view_src->ne[0]) * size_t(k->view_src->ne[1]);
-    layer->shape              = {key.index,     int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]),
-                                 int(q->ne[2]), staged};
-    layer->step               = std::make_unique<Step>(cache, layer->shape, n_threads_);
-    std::vector<const ggml_tensor *> inputs = {q};
-    for (const ggml_tensor * t : {mask, sinks}) {
-        if (t) {
-            inputs.push_back(t);
-        }
-    }
-    HostData * data = &data_;
-    const auto bind = [layer, node, q, mask, sinks, data] {
-        StepData & d     = layer->data;
-        d.q              = data->at(q);
-        d.q_token_bytes  = int64_t(q->nb[1]);
-        d.q_head_bytes   = int64_t(q->nb[2]);
-        d.q_stream_bytes = int64_t(q->nb[3]);
-        if (mask) {
-            d.mask        = reinterpret_cast<const uint16_t *>(data->at(mask));
-            d.mask_token  = int64_t(mask->nb[1] / sizeof(uint16_t));
-            d.mask_stream = mask->ne[3] == 1 ? 0 : int64_t(mask->nb[3] / sizeof(uint16_t));
-        } else {
-            layer->open_mask.assign(size_t(layer->shape.n_kv), 0);
-            d.mask = layer->open_mask.data();
-        }
-        d.sinks    = sinks ? reinterpret_cast<const float *>(data->at(sinks)) : nullptr;
-        d.out      = reinterpret_cast<float *>(data->at(node));
-        d.scale    = op_float(node, 0);
-        d.max_bias = op_float(node, 1);
-        d.softcap  = op_float(node, 2);
-        layer->step->bind(d);
-    };
-    if (!data_.foreign()) {
-        bind(); // the addresses are known
-    }
-    if (!staged) {
-        Work & index = new_work({}, nullptr);
-        index.run    = [layer, &index](int, int) {
-            index.share(layer->step->index_items(), [&](int item) { layer->step->index(item); });
-        };
-    }
-    Work & attend = new_work(inputs, nullptr);
-    if (data_.foreign()) {
-        attend.prepare = [layer, node, staged, data, bind] {
-            data->room_for(node);
-            bind();
-            if (staged) {
-                layer->open(false);
-            }
-        };
-    }
-    attend.run = [layer, &attend](int, int) {
-        attend.share(layer->step->attend_items(), [&](int item) { layer->step->attend(item); });
-    };
-    if (layer->step->probe_items() > 0) {
-        Work & probe = new_work({}, nullptr);
-        probe.run    = [layer, &probe](int, int) {
-            probe.share(layer->step->probe_items(), [&](int item) { layer->step->probe(item); });
-        };
-    }
-    Work & commit = new_work({}, node);
-    commit.run    = [layer, &commit](int, int) {
-        commit.share(layer->step->commit_items(), [&](int item) { layer->step->commit(item); });
-    };
-    return true;
 }
 
 bool Plan::add_copy(ggml_tensor * node) {

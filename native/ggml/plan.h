@@ -12,17 +12,41 @@ struct PlannedNode {
     Work *        work = nullptr; // ours, in its stead
 };
 
+// What tells that llama.cpp computes the same graph again, with the tensors where they were.
+struct GraphIdentity {
+    uint64_t       uid     = 0; // 0: never the same
+    ggml_tensor ** nodes   = nullptr;
+    int            n_nodes = 0, n_threads = 0;
+
+    bool same(const GraphIdentity & b) const {
+        return uid && uid == b.uid && nodes == b.nodes && n_nodes == b.n_nodes && n_threads == b.n_threads;
+    }
+};
+
+// A view, or nothing at all?
+inline bool moves_nothing(ggml_op op) {
+    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
+           op == GGML_OP_TRANSPOSE;
+}
+
 class Plan {
 public:
     Plan(Device & device, ggml_cgraph * graph, int n_threads);
     ~Plan();
 
+    const GraphIdentity &            identity() const { return identity_; }
+    static GraphIdentity             identity_of(const ggml_cgraph * graph, int n_threads);
     bool                             touches_cache() const { return touches_cache_; }
     const std::vector<PlannedNode> & nodes() const { return nodes_; }
     HostData &                       data() { return data_; }
 
 private:
     void                       add(ggml_tensor * node);
+    bool                       reads_in_place(const LayerWork & layer, const ggml_tensor * mask) const;
+    void                       add_one_phase(const std::shared_ptr<LayerWork> & layer, const ggml_tensor * node,
+                                             const std::vector<const ggml_tensor *> & inputs);
+    void                       add_phases(const std::shared_ptr<LayerWork> & layer, ggml_tensor * node,
+                                          const std::vector<const ggml_tensor *> & inputs, const std::function<void()> & bind);
     bool                       add_set_rows(ggml_tensor * node);
     bool                       add_attention(ggml_tensor * node);
     bool                       add_copy(ggml_tensor * node);
@@ -34,12 +58,14 @@ private:
     ggml_tensor *              shadow_of(const ggml_tensor * root);
     ggml_tensor *              on_shadow(ggml_tensor * t);
 
-    Device &                                      device_;
-    int                                           n_threads_;
-    HostData                                      data_;
-    bool                                          touches_cache_ = false;
-    std::vector<PlannedNode>                      nodes_;
-    std::vector<std::unique_ptr<Work>>            work_;
+    Device &                           device_;
+    GraphIdentity                      identity_;
+    int                                n_threads_;
+    HostData                           data_;
+    bool                               touches_cache_ = false;
+    bool                               only_attends_  = true; // and stores rows for that: nothing else touches the cache
+    std::vector<PlannedNode>           nodes_;
+    std::vector<std::unique_ptr<Work>> work_;
     std::map<Cache *, std::shared_ptr<LayerWork>> waiting_; // the layer whose rows are staged
     std::map<Cache *, bool>                       begun_;
     std::vector<std::shared_ptr<LayerWork>>       layers_;

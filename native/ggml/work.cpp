@@ -35,6 +35,18 @@ void LayerWork::open(bool mask_to_come) {
     }
 }
 
+RowSource LayerWork::source(const char * keys, const char * values) const {
+    RowSource rows;
+    rows.k       = keys;
+    rows.v       = values;
+    rows.k_bytes = int64_t(key_rows->nb[1]);
+    rows.v_bytes = int64_t(value_rows->nb[1]);
+    rows.k_half  = key_rows->type == GGML_TYPE_F16;
+    rows.v_half  = value_rows->type == GGML_TYPE_F16;
+    rows.serial  = Staging::next_serial();
+    return rows;
+}
+
 void stage_rows(const LayerWork & layer, bool value, const ggml_tensor * rows, const char * bytes, int thread, int n_threads) {
     Staging & staging = layer.cache().staging();
     for (int64_t i = thread; i < rows->ne[1]; i += n_threads) {
@@ -68,8 +80,8 @@ void commit_unattended(LayerWork & layer) {
         std::vector<int32_t> place(static_cast<size_t>(last));
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
             const Head head = cache.head(layer.tensor.index, int(stream), h);
-            cache.index_cells(head, last, place.data());
-            const StagedRows rows = cache.staged(head, h, int(begin), int(end - begin));
+            cache.index_cells(head, 0, last, place.data());
+            const StagedRows rows = cache.staged(head, h, int(begin), int(end - begin), {});
             commit_rows(cache, {layer.tensor.index, int(stream), h, cells.data(), int(cells.size()), rows.k, rows.v,
                                 rows.k_stride, rows.v_stride, place.data(), last, nullptr, 0, 1.0f});
         }

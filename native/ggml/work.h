@@ -28,7 +28,7 @@ private:
 };
 
 struct Work {
-    std::function<void()>            prepare; // once, when the inputs' bytes are at hand; may be empty
+    std::function<void()>            prepare; // by one thread, when the inputs' bytes are at hand; may be empty
     std::function<void(int, int)>    run;     // (thread, threads)
     std::vector<const ggml_tensor *> inputs;
     ggml_tensor *                    output = nullptr; // delivered to a foreign device afterwards
@@ -52,11 +52,18 @@ struct LayerWork {
     StepData              data;
     std::unique_ptr<Step> step;
     std::vector<int64_t>  cell_ids;
-    std::vector<uint16_t> open_mask; // when the attention has none
+    std::vector<uint16_t> open_mask;             // when the attention has none
+    std::vector<float>    own_out;               // what attention writes, where the rows lie in its output's memory
+    Work *                stage_key   = nullptr; // the works that bring the rows to the staging
+    Work *                stage_value = nullptr;
+    const ggml_tensor *   key_rows    = nullptr; // [n_embd, n_tokens], f32 or f16
+    const ggml_tensor *   value_rows  = nullptr;
 
     Cache & cache() const { return tensor.buffer->cache(tensor); }
     // Once the rows' cells are read: registers the micro-batch, unless its mask is still to come.
     void open(bool mask_to_come);
+    // Where the rows lie on the host before they are staged.
+    RowSource source(const char * keys, const char * values) const;
 };
 
 // --- what the kinds of work do ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ void make(Cache & cache, const StepShape & shape, const StepData & data, int hea
     std::vector<float> q(static_cast<size_t>(dim)), k(static_cast<size_t>(dim));
     const Transform    none = {dim, dim, false, nullptr},
                     none_v  = {cache.shape().head_dim_v, cache.shape().head_dim_v, false, nullptr};
-    const StagedRows rows   = cache.staging().rows(stream * shape.n_tokens, shape.n_tokens, h, none, none_v);
+    const int        first  = stream * shape.n_tokens;
+    const StagedRows rows   = data.rows.k ? cache.staging().rows(data.rows, first, shape.n_tokens, h, none, none_v)
+                                          : cache.staging().rows(first, shape.n_tokens, h, none, none_v);
     for (int t = 0; t < shape.n_tokens; t++) {
         add_reach(balance, rows.k + t * rows.k_stride, dim, k.data());
         for (int i = 0; i < group; i++) {

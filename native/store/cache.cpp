@@ -133,20 +133,22 @@ Transform Cache::value_transform() const {
     return {shape_.head_dim_v, row_dim(shape_.head_dim_v), config_.rotate != 0, nullptr};
 }
 
-StagedRows Cache::staged(const Head & head, int number, int first, int n) const {
-    return staging_->rows(first, n, number, key_transform(head), value_transform());
+StagedRows Cache::staged(const Head & head, int number, int first, int n, const RowSource & elsewhere) const {
+    const Transform k = key_transform(head), v = value_transform();
+    return elsewhere.k ? staging_->rows(elsewhere, first, n, number, k, v) : staging_->rows(first, n, number, k, v);
 }
 
-void Cache::index_cells(const Head & head, int n, int32_t * place) const {
+void Cache::index_cells(const Head & head, int first, int last, int32_t * place) const {
     const HeadView & h = head.view;
-    std::fill(place, place + n, place_base);
+    const uint32_t   n = uint32_t(last - first); // free_slot is above every cell
+    std::fill(place + first, place + last, place_base);
     for (int slot = 0; slot < h.n_slots; slot++) {
-        if (h.slot_cell[slot] < uint32_t(n)) { // free_slot is above every cell
+        if (h.slot_cell[slot] - uint32_t(first) < n) {
             place[h.slot_cell[slot]] = slot;
         }
     }
     for (int e = 0; e < h.n_exact; e++) {
-        if (h.exact_cell[e] < uint32_t(n)) {
+        if (h.exact_cell[e] - uint32_t(first) < n) {
             place[h.exact_cell[e]] = -2 - e;
         }
     }

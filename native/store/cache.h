@@ -57,10 +57,10 @@ public:
     Transform key_transform(const Head & head) const;
     Transform value_transform() const;
     // Rows [first, first + n) of the micro-batch, as the head holds them.
-    StagedRows staged(const Head & head, int number, int first, int n) const;
+    StagedRows staged(const Head & head, int number, int first, int n, const RowSource & elsewhere) const;
 
-    // The place of each cell's row (CellIndex::place) for the cells [0, n).
-    void index_cells(const Head & head, int n, int32_t * place) const;
+    // The place of each cell's row (CellIndex::place) for the cells [first, last), at place[first] .. place[last - 1].
+    void index_cells(const Head & head, int first, int last, int32_t * place) const;
 
     void clear();
     // One layer's rows, keys and values; and what is known of the cells, once for all layers.

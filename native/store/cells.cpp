@@ -7,9 +7,9 @@ namespace mikv {
 
 namespace {
 
-bool sees(const CellBatch & b, int token, int cell) {
-    return !b.mask || b.mask[token * b.mask_stride + cell] != 0xFC00u; // -inf
-}
+constexpr uint16_t hidden = 0xFC00u; // -inf
+
+bool sees(const CellBatch & b, int token, int cell) { return !b.mask || b.mask[token * b.mask_stride + cell] != hidden; }
 
 // How many cells the token sees, counting no further than `enough`.
 int count_seen(const CellBatch & b, int token, int enough) {
@@ -62,41 +62,66 @@ void CellTable::begin(const CellBatch & batch, int sinks, int window) {
 }
 
 void CellTable::mark_seen(const CellBatch & batch) {
-    for (int cell = 0; cell < batch.n_kv; cell++) {
-        for (int t = batch.n_tokens - 1; t >= 0; t--) { // a causal sequence: the last token sees what the others see
-            if (sees(batch, t, cell)) {
-                seen_[cell] = batch_;
-                break;
-            }
+    if (!batch.mask) {
+        std::fill_n(seen_.begin(), batch.n_kv, batch_);
+        return;
+    }
+    for (int t = 0; t < batch.n_tokens; t++) {
+        const uint16_t * mask = batch.mask + t * batch.mask_stride;
+        for (int cell = 0; cell < batch.n_kv; cell++) { // without a branch: the compiler makes vectors of it
+            seen_[cell] = mask[cell] != hidden ? batch_ : seen_[cell];
         }
     }
 }
 
-void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
-    uint32_t oldest =
-        now_ + 1 - uint32_t(std::min<int64_t>(window, now_)); // if the window's tokens were stored one after another
-    int n = 0;
-    for (int cell = 0; cell < batch.n_kv; cell++) {
-        n += holds(cell) && born_[cell] >= oldest && sees(batch, token, cell);
+int CellTable::count_since(const CellBatch & batch, int token, uint32_t oldest) const {
+    const uint32_t * born  = born_.data();
+    const uint8_t *  flags = flags_.data();
+    int              n     = 0;
+    if (!batch.mask) {
+        for (int cell = 0; cell < batch.n_kv; cell++) {
+            n += int(born[cell] >= oldest) & (flags[cell] & flag_holds);
+        }
+        return n;
     }
-    if (n < window) { // they were not: other sequences' tokens stand between
+    const uint16_t * mask = batch.mask + token * batch.mask_stride;
+    for (int cell = 0; cell < batch.n_kv; cell++) {
+        n += int(born[cell] >= oldest) & int(mask[cell] != hidden) & (flags[cell] & flag_holds);
+    }
+    return n;
+}
+
+// The youngest `window` cells that the token sees are those stored at or after this. Looks further back until there are enough:
+// they stand one after another unless other sequences' tokens lie between them, or tokens were removed.
+uint32_t CellTable::oldest_recent(const CellBatch & batch, int token, int window) const {
+    int64_t  reach = window;
+    uint32_t oldest;
+    int      n;
+    do {
+        oldest = now_ + 1 - uint32_t(std::min<int64_t>(reach, now_));
+        n      = count_since(batch, token, oldest);
+        reach *= 4;
+    } while (n < window && oldest > 1);
+    if (n > window) {
         std::vector<uint32_t> births;
         for (int cell = 0; cell < batch.n_kv; cell++) {
-            if (holds(cell) && sees(batch, token, cell)) {
+            if (born_[cell] >= oldest && holds(cell) && sees(batch, token, cell)) {
                 births.push_back(born_[cell]);
             }
         }
-        oldest = 0;
-        if (int(births.size()) > window && window > 0) {
-            std::nth_element(births.begin(), births.begin() + window - 1, births.end(), std::greater<uint32_t>());
-            oldest = births[window - 1];
-        }
+        std::nth_element(births.begin(), births.begin() + window - 1, births.end(), std::greater<uint32_t>());
+        oldest = births[window - 1];
     }
+    return oldest;
+}
+
+void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
+    const uint32_t oldest = window > 0 ? oldest_recent(batch, token, window) : 0;
+    uint8_t *      flags  = flags_.data();
     for (int cell = 0; cell < batch.n_kv; cell++) {
-        if (sees(batch, token, cell) && holds(cell)) {
-            const bool recent = window > 0 && born_[cell] >= oldest;
-            flags_[cell]      = uint8_t((flags_[cell] & ~flag_recent) | (recent ? flag_recent : 0));
-        }
+        const bool    recent = window > 0 && born_[cell] >= oldest;
+        const uint8_t marked = uint8_t((flags[cell] & ~flag_recent) | (recent ? flag_recent : 0));
+        flags[cell]          = (flags[cell] & flag_holds) && sees(batch, token, cell) ? marked : flags[cell];
     }
 }
 

@@ -56,6 +56,9 @@ private:
     void take(int cell, bool sink);
     void mark_seen(const CellBatch & batch);
     void mark_recent(const CellBatch & batch, int token, int window);
+    // How many cells that the token sees were stored at or after `oldest`.
+    int      count_since(const CellBatch & batch, int token, uint32_t oldest) const;
+    uint32_t oldest_recent(const CellBatch & batch, int token, int window) const;
 
     std::vector<uint32_t> born_;
     std::vector<uint32_t> seen_;

@@ -84,6 +84,11 @@ mikv_status run_step(Cache & cache, int index, const mikv_step & s, int n_thread
     step.bind(data);
     step.bind_cells(s.cells);
     Step::begin_batch(cache, shape, s.cells, data);
+    if (step.has_one_phase()) {
+        step.start();
+        run_items(step.items(), n_threads, [&](int i) { step.work(i); });
+        return succeed();
+    }
     run_items(step.index_items(), n_threads, [&](int i) { step.index(i); });
     run_items(step.attend_items(), n_threads, [&](int i) { step.attend(i); });
     run_items(step.probe_items(), n_threads, [&](int i) { step.probe(i); });

@@ -12,34 +12,43 @@ namespace {
 
 // What a thread has widened last: items of one head follow each other.
 struct Widened {
-    const Staging *    of     = nullptr;
     uint64_t           serial = 0;
     int                first = -1, n = 0, head = -1;
     const void *       balancer = nullptr;
     std::vector<float> k, v, row;
 
-    // n rows of f16, `stride` values apart.
-    void widen(const uint16_t * from, int n, size_t stride, const Transform & t, std::vector<float> & to) {
+    // n rows, `stride` bytes apart, of which the head's values begin at `from`.
+    void widen(const char * from, bool half, int n, int64_t stride, const Transform & t, std::vector<float> & to) {
         to.resize(size_t(n) * t.row);
         row.resize(size_t(t.dim));
         for (int i = 0; i < n; i++) {
             float * out = t.nothing() ? to.data() + size_t(i) * t.row : row.data();
-            for (int d = 0; d < t.dim; d++) {
-                out[d] = half_to_float(from[i * stride + d]);
-            }
+            widen_row(from + i * stride, half, t.dim, out);
             if (!t.nothing()) {
                 enter_row(t, row.data(), to.data() + size_t(i) * t.row);
             }
+        }
+    }
+
+    // n values, as f16 holds them.
+    static void widen_row(const char * from, bool half, int n, float * to) {
+        for (int d = 0; d < n && half; d++) {
+            to[d] = half_to_float(reinterpret_cast<const uint16_t *>(from)[d]);
+        }
+        for (int d = 0; d < n && !half; d++) {
+            to[d] = half_rounded(clamp_to_half(reinterpret_cast<const float *>(from)[d]));
         }
     }
 };
 
 } // namespace
 
-void Staging::open() {
+uint64_t Staging::next_serial() {
     static std::atomic<uint64_t> last{0}; // of all stagings: a later one at the same address is another
-    serial_ = ++last;
+    return ++last;
 }
+
+void Staging::open() { serial_ = next_serial(); }
 
 bool Staging::reserve(int n_tokens) {
     if (n_tokens <= n_tokens_) {
@@ -68,13 +77,24 @@ void Staging::put(bool value, int i, const uint16_t * from) {
     std::memcpy(row(value, i), from, sizeof(uint16_t) * n_head_ * size_t(value ? dim_v_ : dim_k_));
 }
 
-StagedRows Staging::rows(int first, int n, int head, const Transform & k, const Transform & v) const {
+RowSource Staging::own() const {
+    return {reinterpret_cast<const char *>(row(false, 0)),
+            reinterpret_cast<const char *>(row(true, 0)),
+            int64_t(sizeof(uint16_t)) * n_head_ * dim_k_,
+            int64_t(sizeof(uint16_t)) * n_head_ * dim_v_,
+            true,
+            true,
+            serial_};
+}
+
+StagedRows Staging::rows(const RowSource & source, int first, int n, int head, const Transform & k, const Transform & v) const {
     static thread_local Widened w;
-    if (w.of != this || w.serial != serial_ || w.first != first || w.n != n || w.head != head || w.balancer != k.balancer) {
-        w.widen(row(false, first) + head * dim_k_, n, size_t(n_head_) * dim_k_, k, w.k);
-        w.widen(row(true, first) + head * dim_v_, n, size_t(n_head_) * dim_v_, v, w.v);
-        w.of       = this;
-        w.serial   = serial_;
+    if (w.serial != source.serial || w.first != first || w.n != n || w.head != head || w.balancer != k.balancer) {
+        const int64_t k_size = source.k_half ? sizeof(uint16_t) : sizeof(float);
+        const int64_t v_size = source.v_half ? sizeof(uint16_t) : sizeof(float);
+        w.widen(source.k + first * source.k_bytes + head * dim_k_ * k_size, source.k_half, n, source.k_bytes, k, w.k);
+        w.widen(source.v + first * source.v_bytes + head * dim_v_ * v_size, source.v_half, n, source.v_bytes, v, w.v);
+        w.serial   = source.serial;
         w.first    = first;
         w.n        = n;
         w.head     = head;

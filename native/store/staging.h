@@ -7,6 +7,15 @@
 
 namespace mikv {
 
+// Where a micro-batch's rows lie: row i of all heads at k + i * k_bytes.
+struct RowSource {
+    const char * k       = nullptr;
+    const char * v       = nullptr;
+    int64_t      k_bytes = 0, v_bytes = 0;
+    bool         k_half = false, v_half = false; // f16; else f32
+    uint64_t     serial = 0;                     // tells one layer's rows from another's
+};
+
 class Staging {
 public:
     Staging(int n_head_kv, int head_dim_k, int head_dim_v) : n_head_(n_head_kv), dim_k_(head_dim_k), dim_v_(head_dim_v) {}
@@ -24,10 +33,16 @@ public:
     void put(bool value, int i, const uint16_t * row);
     // Rows [first, first + n) of one head in floats, as the cache will hold them, in memory of the calling thread: valid until it asks for
     // others.
-    StagedRows rows(int first, int n, int head, const Transform & k, const Transform & v) const;
+    StagedRows rows(int first, int n, int head, const Transform & k, const Transform & v) const {
+        return rows(own(), first, n, head, k, v);
+    }
+    // The same of rows that wait elsewhere, while nobody writes there.
+    StagedRows      rows(const RowSource & source, int first, int n, int head, const Transform & k, const Transform & v) const;
+    static uint64_t next_serial();
 
 private:
     uint16_t * row(bool value, int i) const;
+    RowSource  own() const;
 
     int      n_head_, dim_k_, dim_v_;
     int      n_tokens_ = 0; // room

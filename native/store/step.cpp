@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels.h"
+#include "store/alibi.h"
 #include "store/balancer.h"
 #include "store/commit.h"
 
@@ -35,23 +36,12 @@ bool evicts() {
     return on;
 }
 
-// ALiBi slope of a query head (Press et al., arXiv 2108.12409).
-float alibi_slope(float max_bias, int n_head, int head) {
-    if (max_bias <= 0.0f) {
-        return 1.0f;
-    }
-    const int   n    = 1 << int(std::floor(std::log2(double(n_head))));
-    const float base = std::pow(2.0f, -max_bias / float(n));
-    return head < n ? std::pow(base, float(head + 1))
-                    : std::pow(std::pow(2.0f, -max_bias / 2.0f / float(n)), float(2 * (head - n) + 1));
-}
-
 } // namespace
 
 // All in floats, each array padded.
 struct Step::Scratch {
     int32_t * place;   // [n_heads][n_kv]
-    int32_t * nothing; // [n_kv] of -1: no staged rows
+    int32_t * nothing; // [n_heads][n_kv] of -1 where no rows are staged
     float *   mass;    // [n_heads][n_kv]
     float *   most;    // [n_heads][n_kv], or nothing if the policy does not read it
     float *   m;       // [n_stream][n_head][n_tokens]: final
@@ -87,7 +77,7 @@ Step::Scratch Step::lay_out() const {
     const size_t rows   = size_t(shape_.n_tokens) * group();
     const size_t chunks = few() ? n_chunks() : 0;
     s.place             = reinterpret_cast<int32_t *>(take(heads * n_kv));
-    s.nothing           = reinterpret_cast<int32_t *>(take(n_kv));
+    s.nothing           = reinterpret_cast<int32_t *>(take(shape_.staged ? 0 : heads * n_kv));
     s.mass              = take(heads * n_kv);
     s.most              = take(reads(reads_most) ? heads * n_kv : 0);
     s.m                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
@@ -109,28 +99,17 @@ bool Step::reserve() {
            (!shape_.staged || cache_.staging().reserve(shape_.n_stream * shape_.n_tokens));
 }
 
-void Step::begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data) {
-    for (int s = 0; s < shape.n_stream; s++) {
-        const int       stream = shape.first_stream + s;
-        const CellBatch batch  = {cells + int64_t(s) * shape.n_tokens,
-                                  int64_t(stream) * cache.shape().n_cells,
-                                 data.mask ? data.mask + s * data.mask_stream : nullptr,
-                                  data.mask_token,
-                                  shape.n_tokens,
-                                  shape.n_kv};
-        cache.cells(stream).begin(batch, cache.config().sinks, cache.config().window);
-    }
-}
+void Step::index(int item) { index_chunk(item, {0, shape_.n_kv}); }
 
-void Step::index(int item) {
+void Step::index_chunk(int head_item, CellRange cells) {
     const Scratch s      = lay_out();
-    const int     stream = item / cache_.shape().n_head_kv, h = item % cache_.shape().n_head_kv;
-    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), shape_.n_kv,
-                       s.place + size_t(item) * shape_.n_kv);
-    std::fill_n(s.mass + size_t(item) * shape_.n_kv, shape_.n_kv, 0.0f);
-    std::fill_n(s.most + size_t(item) * shape_.n_kv, reads(reads_most) ? shape_.n_kv : 0, 0.0f);
-    if (item == 0) {
-        std::fill_n(s.nothing, shape_.n_kv, -1);
+    const int     stream = head_item / cache_.shape().n_head_kv, h = head_item % cache_.shape().n_head_kv;
+    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), cells.first, cells.last,
+                       s.place + size_t(head_item) * shape_.n_kv);
+    std::fill_n(s.mass + size_t(head_item) * shape_.n_kv + cells.first, cells.last - cells.first, 0.0f);
+    std::fill_n(s.most + size_t(head_item) * shape_.n_kv + cells.first, reads(reads_most) ? cells.last - cells.first : 0, 0.0f);
+    if (!shape_.staged) {
+        std::fill_n(s.nothing + size_t(head_item) * shape_.n_kv + cells.first, cells.last - cells.first, -1);
     }
 }
 
@@ -187,14 +166,14 @@ Transform Step::key_transform(int stream, int head) const {
 
 StagedRows Step::staged_rows(int stream, int head) const {
     const Head h = cache_.head(shape_.index, shape_.first_stream + stream, head);
-    return shape_.staged ? cache_.staged(h, head, stream * shape_.n_tokens, shape_.n_tokens) : StagedRows{};
+    return shape_.staged ? cache_.staged(h, head, stream * shape_.n_tokens, shape_.n_tokens, data_.rows) : StagedRows{};
 }
 
 CellIndex Step::cell_index(int stream, int head) const {
     const Scratch s    = lay_out();
     const int     item = stream * cache_.shape().n_head_kv + head;
     return {s.place + size_t(item) * shape_.n_kv,
-            shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing};
+            shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing + size_t(item) * shape_.n_kv};
 }
 
 int Step::attend_items() const {
@@ -213,23 +192,27 @@ void Step::attend(int item) {
     }
 }
 
+// Chunks end at multiples of 64 cells, so that kernels meet whole tiles.
+CellRange Step::chunk_cells(int chunk) const {
+    const int n = n_chunks(), tiles = (shape_.n_kv + 63) / 64;
+    return {std::min(shape_.n_kv, tiles * chunk / n * 64), std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64)};
+}
+
 void Step::attend_chunk(int head_item, int chunk) {
-    const Scratch      s      = lay_out();
-    const mikv_shape & c      = cache_.shape();
-    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
-    const int          rows = g * shape_.n_tokens, n = n_chunks();
-    // chunks at multiples of 64 cells, so that kernels meet whole tiles
-    const int tiles = (shape_.n_kv + 63) / 64;
-    const int first = std::min(shape_.n_kv, tiles * chunk / n * 64), last = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
+    const Scratch         s      = lay_out();
+    const mikv_shape &    c      = cache_.shape();
+    const int             stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
+    const int             rows   = g * shape_.n_tokens;
+    const CellRange       cells  = chunk_cells(chunk);
     const size_t          q_size = padded(size_t(rows) * row_dim(c.head_dim_k));
     float *               q      = query_buffer(q_size + g);
     std::vector<uint16_t> evicted;
     const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), cell_index(stream, h), evicted);
-    const size_t          part  = size_t(head_item) * n + chunk;
+    const size_t          part  = size_t(head_item) * n_chunks() + chunk;
     const Partial out = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * row_dim(c.head_dim_v)};
     kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
-                         staged_rows(stream, h), query, first, last, s.weights + size_t(head_item) * rows * shape_.n_kv,
-                         shape_.n_kv, out);
+                         staged_rows(stream, h), query, cells.first, cells.last,
+                         s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
 }
 
 void Step::write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
@@ -275,7 +258,7 @@ void Step::merge_chunks(int head_item) {
     const Scratch      s      = lay_out();
     const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
-    const int rows = group() * shape_.n_tokens, n = n_chunks(), dim = row_dim(c.head_dim_v), tiles = (shape_.n_kv + 63) / 64;
+    const int          rows = group() * shape_.n_tokens, n = n_chunks(), dim = row_dim(c.head_dim_v);
     std::vector<float> acc(dim);
     for (int row = 0; row < rows; row++) {
         const auto part = [&](int chunk) { return (size_t(head_item) * n + chunk) * rows + row; };
@@ -298,13 +281,12 @@ void Step::merge_chunks(int head_item) {
         write_out(stream, query_head, token, m, l, acc.data(), s.m, s.l);
         const size_t final_at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
         for (int chunk = 0; chunk < n && s.l[final_at] > 0.0f; chunk++) {
-            const int first = std::min(shape_.n_kv, tiles * chunk / n * 64),
-                      last  = std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64);
-            const size_t at = part(chunk);
+            const CellRange cells = chunk_cells(chunk);
+            const size_t    at    = part(chunk);
             if (s.part_l[at] > 0.0f) {
-                note(s, s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + first,
-                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], last - first,
-                     size_t(head_item) * shape_.n_kv + first);
+                note(s, s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + cells.first,
+                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], cells.last - cells.first,
+                     size_t(head_item) * shape_.n_kv + cells.first);
             }
         }
     }
@@ -389,7 +371,7 @@ void Step::commit_staged(int head_item) {
     std::vector<int32_t> longer;
     if (end > shape_.n_kv || !data_.out) { // cells beyond what attention looked at, or no attention: the index is not there
         longer.resize(end);
-        cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), end, longer.data());
+        cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), 0, end, longer.data());
         place = longer.data();
     }
     const StagedRows rows  = staged_rows(stream, h);

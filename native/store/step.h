@@ -1,7 +1,9 @@
-// One layer's part of a micro-batch: stage, index, attend, probe, commit. Each phase is a number of independent work items; whoever owns threads
+// One layer's part of a micro-batch: stage, index, attend, probe, commit; or all but the first at once. Each phase is a number of independent work items; whoever owns threads
 // runs the items of a phase on as many as it likes and waits before the next phase.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <vector>
 
 #include "kernel/batch.h"
@@ -26,7 +28,13 @@ struct StepData {
     int64_t          mask_token = 0, mask_stream = 0;
     const float *    sinks = nullptr; // [n_head] or null
     float *          out   = nullptr; // [n_stream][n_tokens][n_head][head_dim_v]
+    RowSource        rows;            // the staged rows, where they do not wait in the staging
+    float *          copy  = nullptr; // where out is copied to once all rows were read, or null
     float            scale = 1, max_bias = 0, softcap = 0;
+};
+
+struct CellRange {
+    int first, last;
 };
 
 class Step {
@@ -41,6 +49,13 @@ public:
     static void begin_batch(Cache & cache, const StepShape & shape, const int64_t * cells, const StepData & data);
     // Which cells this layer's staged rows go to.
     void bind_cells(const int64_t * cells) { cell_ids_ = cells; }
+
+    // Few queries need one phase: its items index their cells and attend, and whoever ends the last one of a head commits that head.
+    // Else the phases are index, attend, probe and commit.
+    bool has_one_phase() const { return few(); }
+    void start(); // before the only phase
+    int  items() const { return attend_items(); }
+    void work(int item);
 
     int  index_items() const { return n_heads(); }
     void index(int item);
@@ -68,6 +83,8 @@ private:
     Transform        key_transform(int stream, int head) const;
     StagedRows       staged_rows(int stream, int head) const;
     CellIndex        cell_index(int stream, int head) const;
+    CellRange        chunk_cells(int chunk) const;
+    void             index_chunk(int head_item, CellRange cells);
     void             attend_chunk(int head_item, int chunk);
     void             attend_block(int head_item, int block);
     void             merge_chunks(int head_item);
@@ -80,6 +97,8 @@ private:
     int             n_threads_;
     StepData        data_;
     const int64_t * cell_ids_ = nullptr;
+
+    std::unique_ptr<std::atomic<int>[]> left_; // [n_heads + 1]: items of the only phase that are not done; heads that are not
 };
 
 // All phases of one layer, one after another, on n_threads threads of its own: for use without llama.cpp.

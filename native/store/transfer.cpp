@@ -66,7 +66,7 @@ void Cache::read(int index, bool value, int stream, int first_cell, int n, float
     for (int h = 0; h < shape_.n_head_kv; h++) {
         const Head      from = head(index, stream, h);
         const Transform t    = value ? value_transform() : key_transform(from);
-        index_cells(from, first_cell + n, place.data());
+        index_cells(from, first_cell, first_cell + n, place.data());
         for (int i = 0; i < n; i++) {
             float * row = out + (int64_t(i) * shape_.n_head_kv + h) * dim;
             if (table.holds(first_cell + i)) {
@@ -96,7 +96,7 @@ void Cache::write(int index, bool value, int stream, int first_cell, int n, cons
         for (int i = 0; i < n; i++) {
             enter_row(t, in + (int64_t(i) * shape_.n_head_kv + h) * dim, rows.data() + i * row_size);
         }
-        index_cells(w.head, first_cell + n, place.data());
+        index_cells(w.head, first_cell, first_cell + n, place.data());
         changed.clear();
         std::vector<float> keys; // compact: as update_means wants them
         for (int i = 0; i < n; i++) {

@@ -159,6 +159,20 @@ void check_attentions(const Kernels & set, Tally & tally) {
     }
 }
 
+// half_rounded goes without branches to where half_nearest goes with them: every 1009th float of f16's range.
+int check_half_rounding() {
+    Tally tally{"half"};
+    for (uint64_t bits = 0; bits <= 0xFFFFFFFFu; bits += 1009) {
+        const float value = MIKV_BITCAST(float, uint32_t(bits));
+        if (std::fabs(value) <= half_max) { // NaN is not
+            const float got = half_rounded(value), wanted = half_to_float(half_nearest(value));
+            tally.count(MIKV_BITCAST(uint32_t, got) == MIKV_BITCAST(uint32_t, wanted), "rounded", "float", got, wanted, 0);
+        }
+    }
+    std::printf("half: %d comparisons, %d faults\n", tally.cases, tally.faults);
+    return tally.faults;
+}
+
 // Returns the number of faults.
 int check_set(const Kernels & set) {
     Tally tally{set.name};
@@ -189,7 +203,7 @@ std::vector<const Kernels *> sets_to_check() {
 } // namespace mikv
 
 int main(int argc, char ** argv) {
-    int checked = 0, faults = 0;
+    int checked = 0, faults = mikv::check_half_rounding();
     for (const mikv::Kernels * set : mikv::sets_to_check()) {
         if (argc < 2 || std::strcmp(argv[1], set->name) == 0) {
             faults += mikv::check_set(*set);

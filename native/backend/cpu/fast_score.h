@@ -169,20 +169,20 @@ template <class Isa> struct Scorer {
         });
     }
 
-    // Base logits of the tile; of cells past its end: anything.
+    // Base logits of the tile; of cells past the last that is seen: anything.
     template <int group, int bits> void score_base(const Tile & tile) {
         const RowFormat & f = head.k;
         alignas(64) float lows[tile_cells];
         Cells             cells;
-        cells.n   = tile.n;
+        cells.n   = tile.end;
         cells.low = lows;
-        for (int i = 0; i < tile.n; i++) {
+        for (int i = 0; i < tile.end; i++) {
             cells.rows[i] = head.k_base + int64_t(tile.first + i) * f.base_bytes();
         }
         repeat_last(cells);
         for (int g = 0; g < f.dim / group; g++) {
             const uint16_t * params = head.k_params + int64_t(g) * head.n_cells + tile.first;
-            for (int i = 0; i < tile.n; i += width) {
+            for (int i = 0; i < tile.end; i += width) {
                 F range, low;
                 read_params<Isa>(params + i, tile.n - i, range, low);
                 Isa::store(cells.step + i, Isa::mul(range, Isa::set(1.0f / float(1 << bits))));

@@ -10,6 +10,7 @@ constexpr int tile_cells = 64; // cells worked on together; a tile never crosses
 struct Tile {
     int      first;
     int      n;
+    int      end;   // one past the last place in the tile that is seen
     bool     clear; // whole, and every row sees every cell, with a mask of 0
     uint64_t seen;  // bit i: some row sees cell first + i
     int      n_refined;
@@ -33,6 +34,18 @@ static inline int list_bits(uint64_t bits, uint8_t * list) {
     return n;
 }
 
+// One past the number of the highest bit that is set; 0 if none is.
+static inline int places_of(uint64_t bits) {
+    int n = 0;
+    for (int step = 32; step; step /= 2) {
+        if (bits >> step) {
+            bits >>= step;
+            n += step;
+        }
+    }
+    return n + int(bits);
+}
+
 // Bit i: x[i] < limit.
 template <class Isa> static inline uint64_t bits_below(const int32_t * x, int n, int32_t limit) {
     uint64_t bits = 0;
@@ -46,12 +59,13 @@ template <class Isa> static inline uint64_t bits_below(const int32_t * x, int n,
     return bits;
 }
 
-// Fills in the lists of the cells in tile.seen.
+// Fills in the end and the lists of the cells in tile.seen.
 template <class Isa> static void sort_cells(const CellIndex & index, Tile & tile) {
     const int32_t * place   = index.place + tile.first;
     const uint64_t  waiting = ~bits_below<Isa>(index.staged + tile.first, tile.n, 0);
     const uint64_t  direct  = (waiting | bits_below<Isa>(place, tile.n, place_base)) & tile.seen;
     tile.n_direct           = list_bits(direct, tile.direct);
+    tile.end                = places_of(tile.seen);
     tile.n_refined          = list_bits(~bits_below<Isa>(place, tile.n, 0) & ~direct & tile.seen, tile.refined);
 }
 

@@ -157,7 +157,7 @@ template <class Isa> struct ValueSum {
                                   tile_cells,
                                   codes,
                                   row_bytes,
-                                  tile.n,
+                                  tile.end,
                                   shared + row,
                                   acc + int64_t(row) * head.v.dim + g * group,
                                   head.v.dim};
@@ -199,7 +199,7 @@ template <class Isa> struct ValueSum {
         const uint8_t *   base   = head.v_base + int64_t(tile.first) * f.base_bytes() + g * (group / 8) * f.bits;
         with_bits(f.bits, [&](auto bits) {
             uint8_t * to = codes;
-            for (int i = 0; i < tile.n; i++, base += f.base_bytes(), to += chunks * Isa::chunk) {
+            for (int i = 0; i < tile.end; i++, base += f.base_bytes(), to += chunks * Isa::chunk) {
                 for (int j = 0; j < chunks; j++) {
                     Isa::store_bytes(to + j * Isa::chunk, group_codes<Isa, group, bits.value>(base, j));
                 }

@@ -1,0 +1,187 @@
+// Attention in a plan: what llama.cpp's FLASH_ATTN_EXT on KV tensors becomes.
+#include <algorithm>
+#include <cstring>
+
+#include "ggml-impl.h"
+#include "ggml/plan.h"
+
+namespace mikv {
+
+namespace {
+
+float op_float(const ggml_tensor * node, int i) {
+    float value;
+    std::memcpy(&value, reinterpret_cast<const float *>(node->op_params) + i, sizeof(value));
+    return value;
+}
+
+// Does it hold what it holds before the graph runs?
+bool is_input(const ggml_tensor * t) { return t->op == GGML_OP_NONE && (!t->view_src || t->view_src->op == GGML_OP_NONE); }
+
+bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const char *x = static_cast<const char *>(a->data), *y = static_cast<const char *>(b->data);
+    return x < y + ggml_nbytes(b) && y < x + ggml_nbytes(a);
+}
+
+// A view [head_dim, n_kv, n_head_kv, n_stream] of whole cells from the start of a stream, as build_attn makes it?
+bool is_attention_view(const ggml_tensor * t) {
+    const ggml_tensor * root = t->view_src;
+    if (!root || t->type != root->type) {
+        return false;
+    }
+    const size_t row = ggml_row_size(root->type, root->ne[0]);
+    return t->ne[0] * t->ne[2] == root->ne[0] && t->nb[1] == row && t->nb[2] == ggml_row_size(root->type, t->ne[0]) &&
+           (t->ne[3] == 1 || t->nb[3] == row * size_t(root->ne[1])) && kv_offset(t) % (row * size_t(root->ne[1])) == 0;
+}
+
+} // namespace
+
+bool Plan::add_attention(ggml_tensor * node) {
+    if (node->op != GGML_OP_FLASH_ATTN_EXT || !kv_tensor(node->src[1]) || !kv_tensor(node->src[2])) {
+        return false;
+    }
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
+    const KvTensor &   key = *kv_tensor(k), &value = *kv_tensor(v);
+    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value ||
+        !is_attention_view(k) || !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] ||
+        q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) || k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
+        return false;
+    }
+    Cache &                    cache = key.buffer->cache(key);
+    std::shared_ptr<LayerWork> layer;
+    const auto                 entry = waiting_.find(&cache);
+    if (entry != waiting_.end() && entry->second->tensor.index == key.index && entry->second->has_key &&
+        entry->second->has_value && entry->second->cells->ne[0] == q->ne[1] * q->ne[3]) {
+        layer = entry->second;
+        waiting_.erase(entry);
+    } else {
+        layer         = std::make_shared<LayerWork>();
+        layer->tensor = key;
+        layers_.push_back(layer);
+    }
+    const bool   staged       = layer->cells != nullptr;
+    const size_t stream_bytes = ggml_row_size(k->type, k->view_src->ne[0]) * size_t(k->view_src->ne[1]);
+    layer->shape              = {key.index,     int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]),
+                                 int(q->ne[2]), staged};
+    layer->step               = std::make_unique<Step>(cache, layer->shape, n_threads_);
+    std::vector<const ggml_tensor *> inputs = {q};
+    for (const ggml_tensor * t : {mask, sinks}) {
+        if (t) {
+            inputs.push_back(t);
+        }
+    }
+    HostData * data = &data_;
+    const auto bind = [layer, node, q, mask, sinks, data] {
+        StepData & d     = layer->data;
+        d.q              = data->at(q);
+        d.q_token_bytes  = int64_t(q->nb[1]);
+        d.q_head_bytes   = int64_t(q->nb[2]);
+        d.q_stream_bytes = int64_t(q->nb[3]);
+        if (mask) {
+            d.mask        = reinterpret_cast<const uint16_t *>(data->at(mask));
+            d.mask_token  = int64_t(mask->nb[1] / sizeof(uint16_t));
+            d.mask_stream = mask->ne[3] == 1 ? 0 : int64_t(mask->nb[3] / sizeof(uint16_t));
+        } else {
+            layer->open_mask.assign(size_t(layer->shape.n_kv), 0);
+            d.mask = layer->open_mask.data();
+        }
+        d.sinks    = sinks ? reinterpret_cast<const float *>(data->at(sinks)) : nullptr;
+        d.out      = reinterpret_cast<float *>(data->at(node));
+        d.scale    = op_float(node, 0);
+        d.max_bias = op_float(node, 1);
+        d.softcap  = op_float(node, 2);
+        layer->step->bind(d);
+    };
+    if (!data_.foreign()) {
+        bind(); // the addresses are known
+    }
+    if (reads_in_place(*layer, mask)) {
+        add_one_phase(layer, node, inputs);
+    } else {
+        add_phases(layer, node, inputs, bind);
+    }
+    return true;
+}
+
+// Can the rows be read where they are computed when attention runs, and cells and mask before the graph runs?
+bool Plan::reads_in_place(const LayerWork & layer, const ggml_tensor * mask) const {
+    if (data_.foreign() || !layer.cells || !only_attends_ || !layer.step->has_one_phase() || !is_input(layer.cells) ||
+        (mask && !is_input(mask))) {
+        return false;
+    }
+    bool stages_key = false, stages_value = false;
+    for (size_t i = nodes_.size(); i > 0 && !(stages_key && stages_value);
+         i--) { // nothing computed since may have taken their memory
+        const PlannedNode & before = nodes_[i - 1];
+        if (before.work ? before.work != layer.stage_key && before.work != layer.stage_value
+                        : !moves_nothing(before.node->op)) {
+            return false;
+        }
+        stages_key   = stages_key || (before.work && before.work == layer.stage_key);
+        stages_value = stages_value || (before.work && before.work == layer.stage_value);
+    }
+    return stages_key && stages_value;
+}
+
+// Few queries: one node for all that a layer does with its cache.
+void Plan::add_one_phase(const std::shared_ptr<LayerWork> & layer, const ggml_tensor * node,
+                         const std::vector<const ggml_tensor *> & inputs) {
+    const auto stages = [&](const PlannedNode & planned) {
+        return planned.work && (planned.work == layer->stage_key || planned.work == layer->stage_value);
+    };
+    nodes_.erase(std::remove_if(nodes_.begin(), nodes_.end(), stages), nodes_.end());
+    HostData * data = &data_;
+    Work &     work = new_work(inputs, nullptr);
+    for (const ggml_tensor * rows : {layer->key_rows, layer->value_rows}) {
+        if (overlap(rows, node)) { // llama.cpp takes the rows for done with once they are stored
+            layer->own_out.resize(ggml_nbytes(node) / sizeof(float));
+            layer->data.out  = layer->own_out.data();
+            layer->data.copy = reinterpret_cast<float *>(data->at(node));
+        }
+    }
+    work.prepare = [layer, data] {
+        read_cells(*layer, data->at(layer->cells));
+        layer->data.rows = layer->source(data->at(layer->key_rows), data->at(layer->value_rows));
+        layer->step->bind(layer->data);
+        layer->open(false);
+        layer->step->start();
+    };
+    work.run = [layer, &work](int, int) { work.share(layer->step->items(), [&](int item) { layer->step->work(item); }); };
+}
+
+void Plan::add_phases(const std::shared_ptr<LayerWork> & layer, ggml_tensor * node,
+                      const std::vector<const ggml_tensor *> & inputs, const std::function<void()> & bind) {
+    HostData * data   = &data_;
+    const bool staged = layer->cells != nullptr;
+    if (!staged) {
+        Work & index = new_work({}, nullptr);
+        index.run    = [layer, &index](int, int) {
+            index.share(layer->step->index_items(), [&](int item) { layer->step->index(item); });
+        };
+    }
+    Work & attend = new_work(inputs, nullptr);
+    if (data_.foreign()) {
+        attend.prepare = [layer, node, staged, data, bind] {
+            data->room_for(node);
+            bind();
+            if (staged) {
+                layer->open(false);
+            }
+        };
+    }
+    attend.run = [layer, &attend](int, int) {
+        attend.share(layer->step->attend_items(), [&](int item) { layer->step->attend(item); });
+    };
+    if (layer->step->probe_items() > 0) {
+        Work & probe = new_work({}, nullptr);
+        probe.run    = [layer, &probe](int, int) {
+            probe.share(layer->step->probe_items(), [&](int item) { layer->step->probe(item); });
+        };
+    }
+    Work & commit = new_work({}, node);
+    commit.run    = [layer, &commit](int, int) {
+        commit.share(layer->step->commit_items(), [&](int item) { layer->step->commit(item); });
+    };
+}
+
+} // namespace mikv
