@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -272,6 +272,48 @@ class Library:
         pointer = self._ffi.cast("float *", out.ctypes.data)
         self._check(self._lib.mikv_cache_scores(cache, index, stream, pointer))
         return out
+
+    # --- a cache without llama.cpp ------------------------------------------------------------------------------------
+
+    def create_cache(self, config: KVConfig, shape: Shape) -> int:
+        """The id of a new cache, to be given to free_cache.
+
+        Raises:
+            ConfigError, BudgetError: sizes or values that cannot be used.
+        """
+        cache = self._ffi.new("uint64_t *")
+        self._check(
+            self._lib.mikv_cache_create(self._config(config, shape, 0), self._ffi.new("mikv_shape *", vars(shape)), cache)
+        )
+        return int(cache[0])
+
+    def free_cache(self, cache: int) -> None:
+        """Free a cache made by create_cache."""
+        self._check(self._lib.mikv_cache_free(cache))
+
+    def prepare_step(
+        self, cache: int, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, float]
+    ) -> Callable[[int], None]:
+        """One layer's part of a micro-batch, to be run on so many threads, over and over: fields of mikv_step.
+
+        arrays: of the field's type, contiguous; the caller may change what they hold, and keeps them alive.
+        """
+        step = self._ffi.new("mikv_step *", dict(numbers))
+        for field, array in arrays.items():
+            setattr(step, field, self._ffi.cast(self._ffi.typeof(getattr(step, field)), array.ctypes.data))
+
+        def run(n_threads: int) -> None:
+            self._check(self._lib.mikv_cache_step(cache, 0, step, n_threads))
+
+        return run
+
+    def select_kernel(self, name: str) -> None:
+        """Use this kernel set from now on; "auto": the fastest.
+
+        Raises:
+            ConfigError: this machine or build has none of that name.
+        """
+        self._check(self._lib.mikv_kernel_select(name.encode()))
 
     # --- cffi -----------------------------------------------------------------------------------------------------------
 

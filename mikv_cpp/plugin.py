@@ -35,7 +35,7 @@ _DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 # --- ggml and the plug-in -----------------------------------------------------------------------------------------------------
 
 
-def _ggml(name: str, result: Any, *arguments: Any) -> Any:
+def ggml_function(name: str, result: Any, *arguments: Any) -> Any:
     """A function of the ggml that libllama uses, found through libllama itself: its folder holds further copies of ggml."""
     library: Any = api._lib
     if (
@@ -69,7 +69,7 @@ def native_library() -> Library:
         LibraryError: it is missing, or of another ggml or llama-cpp-python.
     """
     check_version()
-    return Library(_ggml("ggml_version", ctypes.c_char_p)().decode())
+    return Library(ggml_function("ggml_version", ctypes.c_char_p)().decode())
 
 
 def mikv_device() -> int:
@@ -79,10 +79,10 @@ def mikv_device() -> int:
         LibraryError: llama.cpp refuses the plug-in.
     """
     library = native_library()
-    by_name = _ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    by_name = ggml_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
     if not by_name(_DEVICE):
         with ErrorLog(forward=False) as log:
-            _ggml("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
+            ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
         if not by_name(_DEVICE):
             reason = library.last_error() or log.first or "it registered no device"
             raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")
@@ -91,10 +91,10 @@ def mikv_device() -> int:
 
 def plain_devices() -> list[int]:
     """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
-    get = _ggml("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    name = _ggml("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    kind = _ggml("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    every = [get(i) for i in range(_ggml("ggml_backend_dev_count", ctypes.c_size_t)())]
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
     return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
 
 

@@ -65,12 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser, measurement: Measurement, tak
     parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="0: every processor this process may use")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     measurement.add_arguments(parser)
+    add_fields(parser)
+    parser.set_defaults(run=measurement.run, table=measurement.table)
+
+
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """The fields of KVConfig as options."""
     group = parser.add_argument_group(
         "for all MIKV caches in the list", "fields of KVConfig; what a cache's name says goes first"
     )
     for field in dataclasses.fields(KVConfig):
         group.add_argument(f"--{field.name.replace('_', '-')}", metavar="VALUE")
-    parser.set_defaults(run=measurement.run, table=measurement.table)
 
 
 def add_keep(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +110,9 @@ def execute(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> i
     """
     try:
         args = parser.parse_args(argv)
-        args.model, args.threads = named_model(args), n_threads(args)
+        args.threads = n_threads(args)
+        if "model_option" in args:
+            args.model = named_model(args)
         caches = args.caches if isinstance(args.caches, str) else ",".join(args.caches)
         result = args.run(args, parse_caches(caches, overrides(args)))
     except MikvError as error:

@@ -1,8 +1,11 @@
-"""Speed of caches side by side: `python -m mikv_cpp.bench model.gguf --depths 0,4096`.
+"""Speed of whole models with caches side by side: `python -m mikv_cpp.bench model.gguf --depths 0,4096`.
 
 All caches are alive at once and take turns: slices of the prompt while prefilling, then rounds of short decode bursts, each
 round in another order. What the machine does besides hits all alike, and a cache is compared with f16 within its round. After
-each burst its tokens are removed, so every burst starts at the same depth.
+each burst its tokens are removed, so every burst starts at the same depth. A depth of 0 times the prefill of 512 tokens.
+
+What a token reads from memory, at least: the model's file and what the cache holds. Its rate is to be compared with the
+machine's own for copies.
 """
 
 from __future__ import annotations
@@ -12,17 +15,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from mikv_cpp.caches import CacheSpec, parse_caches
+from mikv_cpp.bench import plot
+from mikv_cpp.bench.machine import copy_gb_per_s, peak_bytes
+from mikv_cpp.bench.ratio import ratio_with_interval
+from mikv_cpp.caches import PLAIN_BITS, CacheSpec, parse_caches
+from mikv_cpp.config import KVConfig
 from mikv_cpp.engine import Engine, Models, Tokens
 from mikv_cpp.errors import ConfigError
 from mikv_cpp.eval import command
+from mikv_cpp.eval.plot import check as check_plots
 from mikv_cpp.eval.texts import read_text
+from mikv_cpp.plan import plan_cache
+from mikv_cpp.plugin import native_library
 
 SHALLOW_PROMPT = 512  # tokens of prefill timed for depth 0, and removed again
 REFERENCE = "f16"
@@ -35,6 +45,7 @@ class Timing:
     n_prefilled: int = 0
     prefill_s: float = 0.0
     bursts_s: list[float] = field(default_factory=list)
+    kv_bytes: Optional[int] = None  # of the tokens held at this depth
 
 
 @dataclass(frozen=True)
@@ -69,15 +80,18 @@ def decode_burst(engine: Engine, tokens: Tokens) -> float:
     return took
 
 
-def time_depth(engines: Sequence[Engine], text: Tokens, depth: int, plan: Plan, progress: Any) -> list[Timing]:
+def time_depth(
+    engines: Sequence[Engine], text: Tokens, depth: int, plan: Plan, progress: Any, values_per_token: Optional[int] = None
+) -> list[Timing]:
     """Time all engines at one depth, in tokens."""
     timings = [Timing() for _ in engines]
     for engine in engines:
         engine.clear()
     prefill(engines, timings, np.resize(text, depth or SHALLOW_PROMPT), plan, progress)
     tokens = np.resize(text, plan.burst)
-    for engine in engines:
+    for engine, timing in zip(engines, timings):
         engine.remove_from(depth)
+        timing.kv_bytes = held_bytes(engine, values_per_token)
         decode_burst(engine, tokens)  # untimed: first touches, and the graph that later bursts reuse
     for round_number in range(plan.rounds):
         for place in range(len(engines)):
@@ -87,43 +101,53 @@ def time_depth(engines: Sequence[Engine], text: Tokens, depth: int, plan: Plan, 
     return timings
 
 
-def ratio_with_interval(own_s: Sequence[float], reference_s: Sequence[float]) -> tuple[float, float, float]:
-    """Speed relative to the reference, round by round: median, and the 95 % bootstrap interval of that median."""
-    ratios: npt.NDArray[np.float64] = np.asarray(reference_s) / np.asarray(own_s)
-    draws = np.random.default_rng(0).integers(0, len(ratios), size=(2000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
-    return float(np.median(ratios)), float(low), float(high)
+def held_bytes(engine: Engine, values_per_token: Optional[int]) -> Optional[int]:
+    """Bytes of the tokens that a cache holds: what a decoded token reads of it. None if that is not known."""
+    if engine.kv is not None and engine.n_past:  # it is not told of tokens that are removed
+        return engine.kv.stats().bytes_used
+    if values_per_token is None or engine.n_past == 0:
+        return 0 if engine.n_past == 0 else None
+    return int(engine.n_past * values_per_token * PLAIN_BITS[engine.spec.name] / 8)
 
 
-def rows_of(specs: Sequence[CacheSpec], timings: Sequence[Timing], depth: int, plan: Plan) -> list[dict[str, Any]]:
+def rows_of(
+    specs: Sequence[CacheSpec], timings: Sequence[Timing], depth: int, plan: Plan, weights_bytes: int = 0
+) -> list[dict[str, Any]]:
     """What `--json` prints for one depth."""
     reference = timings[[spec.name for spec in specs].index(REFERENCE)]
     rows = []
     for spec, timing in zip(specs, timings):
         ratio, low, high = ratio_with_interval(timing.bursts_s, reference.bursts_s)
+        decode_tps = plan.burst / float(np.median(timing.bursts_s))
+        read = None if timing.kv_bytes is None else weights_bytes + timing.kv_bytes
         rows.append(
             {
                 "cache": spec.name,
                 "depth": depth,
                 "prefill_tps": timing.n_prefilled / timing.prefill_s,
-                "decode_tps": plan.burst / float(np.median(timing.bursts_s)),
+                "decode_tps": decode_tps,
+                "decode_tps_low": plan.burst / float(np.quantile(timing.bursts_s, 0.75)),
+                "decode_tps_high": plan.burst / float(np.quantile(timing.bursts_s, 0.25)),
                 "ratio_to_f16": ratio,
                 "ratio_low": low,
                 "ratio_high": high,
                 "prefill_ratio_to_f16": reference.prefill_s / timing.prefill_s,
+                "kv_bytes": timing.kv_bytes,
+                "bytes_per_token": read,
+                "gb_per_s": None if read is None else read * decode_tps / 1e9,
             }
         )
     return rows
 
 
-def parse_depths(text: str) -> list[int]:
-    """The depths of a comma-separated list, in tokens."""
+def parse_depths(text: str, least: int = 0) -> list[int]:
+    """The depths of a comma-separated list, in tokens, none below `least`."""
     try:
         depths = [int(part) for part in text.split(",")]
     except ValueError:
         depths = []
-    if not depths or min(depths) < 0:
-        raise ConfigError(f"--depths {text!r} is not a list of token counts: say 0,4096")
+    if not depths or min(depths) < least:
+        raise ConfigError(f"--depths {text!r} is not a list of token counts from {least} on: say 1024,4096")
     return depths
 
 
@@ -142,16 +166,22 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
     )
     if REFERENCE not in [spec.name for spec in specs]:
         specs = parse_caches(REFERENCE) + list(specs)
+    check_plots(args.plot)
     rows: list[dict[str, Any]] = []
+    bandwidth = copy_gb_per_s(args.threads)
     with Models(args.model, n_threads=args.threads) as models:
         text = models.vocabulary.tokenize(read_text(args.text))
         n_ctx = args.ctx_size or max(max(depths) + plan.burst, SHALLOW_PROMPT)
         engines = [models.open(spec, n_ctx=n_ctx, ubatch=args.ubatch) for spec in specs]
+        shape = plan_cache(native_library(), models.file, KVConfig(), n_ctx).shape
+        n_values = None if shape is None else shape.n_layer * shape.n_head_kv * (shape.head_dim_k + shape.head_dim_v)
         n_tokens = sum((depth or SHALLOW_PROMPT) + plan.rounds * plan.burst for depth in depths) * len(engines)
         with tqdm(total=n_tokens, unit="tok", desc="timing", disable=None) as progress:
             for depth in depths:
-                rows += rows_of(specs, time_depth(engines, text, depth, plan, progress), depth, plan)
+                timings = time_depth(engines, text, depth, plan, progress, n_values)
+                rows += rows_of(specs, timings, depth, plan, Path(args.model).stat().st_size)
         n_threads = models.n_threads
+    plot.draw(rows, Path(args.model).name, args.plot)
     return {
         "model": args.model,
         "n_ctx": n_ctx,
@@ -159,18 +189,26 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
         "ubatch": args.ubatch,
         "burst": plan.burst,
         "rounds": plan.rounds,
+        "copy_gb_per_s": bandwidth,
+        "peak_bytes": peak_bytes(),
         "rows": rows,
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as a table for people."""
-    lines = [f"{'depth':>7}  {'cache':<24}{'prefill t/s':>12}{'decode t/s':>12}{'of f16':>9}  95 % interval"]
-    lines += [
-        f"{row['depth']:>7}  {row['cache']:<24}{row['prefill_tps']:>12.1f}{row['decode_tps']:>12.1f}"
-        f"{row['ratio_to_f16']:>9.3f}  {row['ratio_low']:.3f} .. {row['ratio_high']:.3f}"
-        for row in result["rows"]
+    lines = [
+        f"{'depth':>7}  {'cache':<24}{'prefill t/s':>12}{'of f16':>8}{'decode t/s':>12}{'of f16':>8}  95 % interval"
+        f"{'KV MB':>9}{'GB/s':>7}"
     ]
+    for row in result["rows"]:
+        read = "" if row["gb_per_s"] is None else f"{row['kv_bytes'] / 1e6:>8.1f}{row['gb_per_s']:>7.1f}"
+        lines.append(
+            f"{row['depth']:>7}  {row['cache']:<24}{row['prefill_tps']:>12.1f}{row['prefill_ratio_to_f16']:>8.3f}"
+            f"{row['decode_tps']:>12.1f}{row['ratio_to_f16']:>8.3f}  {row['ratio_low']:.3f} .. {row['ratio_high']:.3f}{read}"
+        )
+    peak = "" if result["peak_bytes"] is None else f"; this process held at most {result['peak_bytes'] / 1e6:.0f} MB"
+    lines.append(f"copies run at {result['copy_gb_per_s']:.1f} GB/s with {result['n_threads']} threads{peak}")
     return "\n".join(lines)
 
 
@@ -182,6 +220,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--burst", type=int, default=16, metavar="N", help="tokens decoded in one turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of every cache (%(default)s)")
     parser.add_argument("--text", metavar="FILE", help="text to decode (default: the opening of Austen's Persuasion)")
+    parser.add_argument(
+        "--plot", action="append", default=[], metavar="FILE", help="draw decode speed over depth, as .svg or .png"
+    )
     parser.set_defaults(ctx_size=0, ubatch=512, caches="mikv,f16,q8_0,q4_0")
 
 
@@ -190,7 +231,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = command.Parser(prog="python -m mikv_cpp.bench", description=(__doc__ or "").partition("\n")[0])
     command.add_arguments(parser, sys.modules[__name__])
     return command.execute(parser, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
