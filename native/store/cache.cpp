@@ -31,7 +31,8 @@ int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
     const int n_batch = std::min(staging_tokens, s.n_cells);
     int64_t   heads   = 0;
     for (const HeadLayout & head : layout.heads) {
-        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums)) + int64_t(sizeof(uint16_t)) * layout.balancer_dim;
+        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums)) +
+                 int64_t(sizeof(uint16_t)) * layout.balancer_dim;
     }
     return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
            int64_t(Staging::bytes(n_batch, s.n_head_kv, s.head_dim_k, s.head_dim_v));
@@ -119,7 +120,9 @@ Head Cache::head(int index, int stream, int h) {
     for (int before = 0; before < h; before++) {
         offset += layout_.at(index, before).total_bytes();
     }
-    return {view_head(layout, memory_[index]->data() + offset), states_[i], mean_sums_.data() + size_t(i) * layout.k.dim,
+    return {view_head(layout, memory_[index]->data() + offset),
+            states_[i],
+            mean_sums_.data() + size_t(i) * layout.k.dim,
             has_mean_.data() + size_t(i) * layout.n_blocks(),
             layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr,
             layout_.balancer_dim ? balancers_.data() + size_t(i) * layout_.balancer_dim : nullptr};

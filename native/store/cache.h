@@ -35,7 +35,7 @@ struct Head {
     uint8_t *   has_mean; // [n_blocks]
     float *
         query_sums; // [2][k.dim] sum of the queries and of their squares, scaled as for the logits; null: the policy does not ask
-    uint16_t *  balancer; // f16 [head_dim_k], or null: this cache has none
+    uint16_t * balancer; // f16 [head_dim_k], or null: this cache has none
 };
 
 class Cache {

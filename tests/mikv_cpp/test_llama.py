@@ -51,19 +51,6 @@ def _divergence(logits: Any, reference: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"balance": "max"}, {"balance": "rms"}, {"rotate": False}, {"balance": "max", "rotate": False}]
-)
-@pytest.mark.parametrize("head_dim", [64, 80])
-def test_a_space_of_its_own_is_as_near_to_f16(tiny_model: Writer, head_dim: int, changes: dict[str, Any]) -> None:
-    path = tiny_model(head_dim=head_dim)
-    reference = _logits(_load(path, kv="off", logits_all=True, flash_attn=True))
-    llm = _load(path, kv=KVConfig.preset("q8", **changes), logits_all=True)
-    assert _divergence(_logits(llm), reference) < 0.02
-    assert llm.kv.stats().bytes_total < 0.9 * llm.kv.stats().bytes_f16
-    assert llm.kv.note == ""
-
-
-@pytest.mark.parametrize(
     "sizes",
     [
         {"head_dim": 32, "n_head_kv": 1},
