@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_model import TinyModel, write_tiny_model
 
-from mikv_cpp import bench
+from mikv_cpp import native
+from mikv_cpp.bench import decode as bench
 from mikv_cpp.caches import parse_caches
 from mikv_cpp.engine import Models
 from mikv_cpp.errors import ConfigError
@@ -119,9 +120,11 @@ def test_caches_are_emptied_between_passages(model):
     np.testing.assert_allclose(again.kl, fresh.kl, rtol=1e-6)
 
 
-def test_a_model_that_cannot_be_compressed_is_refused(tmp_path):
+def test_a_cache_that_was_not_compressed_is_not_measured(tmp_path, monkeypatch):
+    """The context's cache is f16 (48 values: llama.cpp rotates no such heads), and the device is not told to take those."""
+    monkeypatch.setattr(native, "logical_type", lambda *_: "q8_0")
     odd = str(write_tiny_model(tmp_path / "odd.gguf", TinyModel(head_dim=48)))
-    with Models(odd, n_threads=1) as models, pytest.raises(ConfigError):
+    with Models(odd, n_threads=1) as models, pytest.raises(ConfigError, match=r"cannot be measured: .* stays llama\.cpp's own"):
         models.open(parse_caches("mikv")[0], N_CTX)
 
 

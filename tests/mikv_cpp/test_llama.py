@@ -346,12 +346,6 @@ def test_settings_that_cannot_be_used(tiny_model: Writer, settings: dict[str, An
     assert "\n" not in str(caught.value)
 
 
-def test_head_size_that_no_codec_serves(tiny_model: Writer) -> None:
-    with pytest.raises(ConfigError, match="heads of 80 values"):
-        _load(tiny_model(head_dim=80))
-    _load(tiny_model(head_dim=80), kv="off").eval([1, 2, 3])
-
-
 @pytest.mark.parametrize("kv", [None, "off"])
 def test_damaged_models(tiny_model: Writer, tmp_path: Path, kv: Any) -> None:
     content = tiny_model().read_bytes()
