@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 ENOUGH_TOKENS = 32  #: of a micro-batch that tells what channels reach
@@ -12,6 +14,7 @@ def row_dim(head_dim: int) -> int:
     return -(-head_dim // 32) * 32
 
 
+@functools.cache
 def hadamard(n: int) -> np.ndarray:
     """H, float64 [n, n]: orthonormal Walsh-Hadamard blocks, the largest powers of two that fit one after another."""
     out = np.zeros((n, n))
@@ -22,6 +25,7 @@ def hadamard(n: int) -> np.ndarray:
         odd = np.vectorize(lambda bits: bin(bits).count("1") % 2)(i[:, None] & i[None, :])
         out[begin : begin + block, begin : begin + block] = (1 - 2 * odd) / np.sqrt(block)
         begin += block
+    out.flags.writeable = False  # one array for all callers
     return out
 
 
