@@ -231,14 +231,14 @@ class _Terminal:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="skipped: no pseudo-terminals on Windows")
 def test_chat_at_a_terminal(python: str, python_environment: dict[str, str], smollm: Path) -> None:
-    story = "Tell a very long story about a river."  # many times longer than the half second that it may take
+    story = "Tell a very long story about a river."
     command = [python, "-m", "mikv_cpp.run", str(smollm), "-c", "4096", "--temp", "0", "-n", "3000"]
     terminal = _Terminal(command, {**python_environment, "TERM": "dumb", "NO_COLOR": "1"})
     try:
         terminal.expect("> ")
         terminal.type(f"{story}\n")
         terminal.expect(f"{story}\r\n")
-        time.sleep(0.5)
+        terminal.expect(" ")  # the answer has begun
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect("> ")
         assert terminal.process.poll() is None
