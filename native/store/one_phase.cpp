@@ -1,7 +1,6 @@
 // A decoded token's part of a layer without a wait between its phases: threads meet once, at the end.
 #include <algorithm>
 
-#include "store/balancer.h"
 #include "store/step.h"
 
 namespace mikv {
@@ -19,7 +18,6 @@ void Step::start() {
 void Step::work(int item) {
     const int head_item = item / n_chunks(), chunk = item % n_chunks();
     index_chunk(head_item, chunk_cells(chunk));
-    settle_balancer(cache_, shape_, data_, head_item);
     attend_chunk(head_item, chunk);
     if (left_[size_t(head_item)].fetch_sub(1, std::memory_order_acq_rel) > 1) {
         return;

@@ -184,10 +184,10 @@ int Step::attend_items() const {
 void Step::attend(int item) {
     // One head after the other: a thread widens its staged rows once. A causal batch's last blocks see the most cells and go first.
     const int per_head = attend_items() / n_heads();
-    settle_balancer(cache_, shape_, data_, item / per_head);
-    if (few()) {
+    if (few()) { // too few tokens for a balancer: the commit settles that
         attend_chunk(item / per_head, item % per_head);
     } else {
+        settle_balancer(cache_, shape_, data_, item / per_head);
         attend_block(item / per_head, per_head - 1 - item % per_head);
     }
 }

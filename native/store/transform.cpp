@@ -51,6 +51,13 @@ void damp(std::vector<double> & b) {
     }
 }
 
+void pad_and_rotate(const Transform & t, float * row) {
+    std::fill(row + t.dim, row + t.row, 0.0f);
+    if (t.rotated) {
+        rotate(row, t.row);
+    }
+}
+
 } // namespace
 
 void rotate(float * x, int n) {
@@ -69,20 +76,14 @@ void enter_row(const Transform & t, const float * in, float * out) {
     for (int i = 0; i < t.dim; i++) {
         out[i] = t.balancer ? in[i] * half_to_float(t.balancer[i]) : in[i];
     }
-    std::fill(out + t.dim, out + t.row, 0.0f);
-    if (t.rotated) {
-        rotate(out, t.row);
-    }
+    pad_and_rotate(t, out);
 }
 
 void enter_query(const Transform & t, const float * in, float * out) {
     for (int i = 0; i < t.dim; i++) {
         out[i] = t.balancer ? in[i] / half_to_float(t.balancer[i]) : in[i];
     }
-    std::fill(out + t.dim, out + t.row, 0.0f);
-    if (t.rotated) {
-        rotate(out, t.row);
-    }
+    pad_and_rotate(t, out);
 }
 
 void leave_row(const Transform & t, float * in, float * out) {
