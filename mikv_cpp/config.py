@@ -181,6 +181,10 @@ class KVConfig:
         """Names of the presets, the default first."""
         return list(PRESETS)
 
+    def with_layers(self, rows: Iterable[str]) -> KVConfig:
+        """The config with rows put before those of `layers`, which go first where both speak of a layer."""
+        return replace(self, layers=",".join([*rows, self.layers] if self.layers else rows))
+
     @classmethod
     def load(cls, path: Union[str, os.PathLike[str]]) -> KVConfig:
         """The configuration in a profile, a TOML file as `save` and `python -m mikv_cpp.calibrate` write it.

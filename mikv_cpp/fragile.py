@@ -14,13 +14,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mikv_cpp.bisection import largest
 from mikv_cpp.config import BASE_BITS, REFINED_BITS, KVConfig
 from mikv_cpp.model_file import ModelFile
 
 BLOCK = 128  # cells that share a mean key
 RANGE_IN_DEVIATIONS = 4.7  # of 64 values of a normal distribution, on average
 WORST_SHIFT = 1.0  # of a logit, in nats, that is let pass: its attention weight is off by a factor of e
-SHARE_STEPS = 1024  # in which the other heads' share is looked for
+SHARE_STEPS = 1024  # in which a share is looked for that fits
 
 #: Bytes of a cache with this configuration.
 BytesOf = Callable[[KVConfig], int]
@@ -37,7 +38,7 @@ def protected(config: KVConfig, model: ModelFile, bytes_of: BytesOf) -> KVConfig
     if not heads:
         return config
     rows = [f"{layer}.{head}:{kept(bits, config.v_bits)}" for (layer, head), bits in heads.items()]
-    wanted = replace(config, layers=",".join([*rows, config.layers] if config.layers else rows))
+    wanted = config.with_layers(rows)
     return wanted if config.budget is not None else _within(wanted, bytes_of, bytes_of(config))
 
 
@@ -85,14 +86,12 @@ def predicted_shifts(model: ModelFile, layer: int, k_bits: int, center_keys: boo
 
 def _within(config: KVConfig, bytes_of: BytesOf, size_bytes: int) -> KVConfig:
     """The config with the largest refined_share, not above its own, that takes at most size_bytes, or with 0."""
-    low, high = 0, int(config.refined_share * SHARE_STEPS)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if bytes_of(replace(config, refined_share=middle / SHARE_STEPS)) <= size_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return replace(config, refined_share=low / SHARE_STEPS)
+
+    def refining(steps: int) -> KVConfig:
+        return replace(config, refined_share=steps / SHARE_STEPS)
+
+    most = int(config.refined_share * SHARE_STEPS)
+    return refining(largest(most, lambda steps: bytes_of(refining(steps)) <= size_bytes))
 
 
 def _left_by_centring(bias: NDArray[np.float32], frequencies: NDArray[np.float64]) -> float:

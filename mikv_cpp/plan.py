@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Optional
 
+from mikv_cpp.bisection import largest
 from mikv_cpp.config import KVConfig, parse_budget
 from mikv_cpp.errors import BudgetError, ConfigError
-from mikv_cpp.fragile import protected
+from mikv_cpp.fragile import SHARE_STEPS, protected
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape, logical_type
@@ -106,7 +107,7 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
 def spread_out(config: KVConfig, n_layer: int) -> KVConfig:
     """The config with its spread in `layers`, before what stands there."""
     rows = SPREADS[config.spread](n_layer, config.refined_share)
-    return replace(config, spread="uniform", layers=",".join([*rows, config.layers] if config.layers else rows))
+    return replace(config.with_layers(rows), spread="uniform")
 
 
 def check_memory(size_bytes: int, n_ctx: int) -> None:
@@ -161,19 +162,16 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
 
 
 def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> float:
-    """The largest refined_share, in steps of 1/1024, whose cache takes at most the budget's share of the f16 cache."""
+    """The largest refined_share, in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of the f16 cache."""
     assert config.budget is not None
     f16_share = parse_budget(config.budget).share or 0.0
     if config.spread == "uniform":
         # One layer each: what layers share then weighs most, so that fewer layers than the file says stay within it too.
         shapes = [replace(shape, n_layer=1) for shape in shapes]
     f16_bytes = sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in shapes)
-    low, high = 0, 1024
-    while low < high:
-        middle = (low + high + 1) // 2
-        trial = spread_out(replace(config, budget=None, refined_share=middle / 1024), model.n_layer)
-        if _bytes(library, trial, shapes) <= f16_share * f16_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low / 1024
+
+    def fits(steps: int) -> bool:
+        trial = spread_out(replace(config, budget=None, refined_share=steps / SHARE_STEPS), model.n_layer)
+        return _bytes(library, trial, shapes) <= f16_share * f16_bytes
+
+    return largest(SHARE_STEPS, fits) / SHARE_STEPS

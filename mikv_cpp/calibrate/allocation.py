@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
+from mikv_cpp.bisection import largest
 from mikv_cpp.config import BASE_BITS, KVConfig
 
 STEPS = 1024  # of a refined share, from 0 to 1
@@ -87,14 +88,12 @@ def fitted(allocation: Allocation, size_of: SizeOf, budget_bytes: int) -> Option
     if size_of(replace(allocation, share=0.0)) > budget_bytes:
         return None
     weights = [choice.weight for choice in allocation.layers.values() if choice.weight > 0]
-    low, high = 0, STEPS * math.ceil(1 / min([1.0, *weights]))  # where every share is 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if size_of(replace(allocation, share=middle / STEPS)) <= budget_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return replace(allocation, share=low / STEPS)
+
+    def sharing(steps: int) -> Allocation:
+        return replace(allocation, share=steps / STEPS)
+
+    most = STEPS * math.ceil(1 / min([1.0, *weights]))  # where every share is 1
+    return sharing(largest(most, lambda steps: size_of(sharing(steps)) <= budget_bytes))
 
 
 def as_measured(share: float, n_use: int, n_measured: int, n_reserved: int) -> float:

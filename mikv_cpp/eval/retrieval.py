@@ -16,6 +16,7 @@ from typing import Any, Optional, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from mikv_cpp.bisection import largest
 from mikv_cpp.caches import CacheSpec
 from mikv_cpp.engine import Engine, Models, Tokens
 from mikv_cpp.errors import ConfigError
@@ -70,16 +71,10 @@ def fit(make: Callable[[int], T], most: int, n_tokens: int, count: Callable[[T],
 
     Raises ConfigError when even make(1) is longer.
     """
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if count(make(middle)) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
+    n = largest(most, lambda n: count(make(n)) <= n_tokens)
+    if n == 0:
         raise ConfigError(f"--lengths {n_tokens} is too few tokens for the shortest prompt: give at least 120")
-    return make(low)
+    return make(n)
 
 
 def answers(engine: Engine, prompts: Sequence[Tokens], n_answer: int) -> Iterator[str]:
