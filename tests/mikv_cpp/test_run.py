@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -199,7 +200,13 @@ class _Terminal:
 
         self._fd, inside = pty.openpty()
         self.process = subprocess.Popen(
-            command, env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True, close_fds=True
+            command,
+            env=environment,
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
         )
         os.close(inside)
         self.seen = ""
@@ -222,6 +229,16 @@ class _Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
+    def interrupt_until(self, words: str) -> None:
+        """Ctrl-C, and again as a user would: Python hears none that comes between the prompt and readline's wait for a key."""
+        for _ in range(10):
+            time.sleep(0.5)
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(AssertionError):
+                self.expect(words, seconds=5)
+                return
+        raise AssertionError(f"ten interrupts gave no {words!r}, but: {self.seen!r}")
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -242,9 +259,7 @@ def test_chat_at_a_terminal(python: str, python_environment: dict[str, str], smo
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect("> ")
         assert terminal.process.poll() is None
-        time.sleep(0.5)  # a signal between the prompt and the wait for a line is only seen with the next line
-        terminal.process.send_signal(signal.SIGINT)  # at the prompt
-        terminal.expect("/exit or Ctrl-D leaves")
+        terminal.interrupt_until("/exit or Ctrl-D leaves")  # at the prompt
         terminal.type("/stats\n")
         terminal.expect("tokens/s")
         terminal.expect("> ")
