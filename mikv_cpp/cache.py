@@ -147,7 +147,7 @@ class KVCache:
     def precision_map(self, layer: int, stream: int = 0) -> NDArray[np.uint8]:
         """uint8 [n_head_kv, n_tokens]: bits of each token's key, 16 where exact, 0 where the cell is empty.
 
-        n_tokens is the highest cell that holds a token, plus one.
+        n_tokens is the highest cell that holds a token, plus one. Columns are cells: a windowed layer uses its cells again.
 
         Raises:
             ConfigError: the layer or stream is not in the cache.

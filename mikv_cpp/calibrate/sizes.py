@@ -19,7 +19,7 @@ from mikv_cpp.plugin import native_library
 class Sizes:
     """The caches that a model gets, at the context of use.
 
-    Layers that stay llama.cpp's own (windowed ones) are not counted: a share of f16 is a share of what the others take.
+    Windowed layers are counted as if they held the whole context, which is what a share of f16 needs.
 
     Layers whose keys break at few bits have what mikv_cpp.fragile gives them, in every allocation, and are in no band.
 

@@ -329,7 +329,7 @@ void KvBuffer::write_rows(const KvTensor & tensor, int64_t first, int64_t n, con
 namespace {
 
 // Why these tensors cannot be kept packed; empty: they can.
-std::string refusal(Device & device, const std::vector<WantedTensor> & wanted) {
+std::string refusal(const Device & device, const std::vector<WantedTensor> & wanted) {
     std::map<int, int> kinds; // layer -> 1: keys, 2: values, 3: both
     for (const WantedTensor & w : wanted) {
         kinds[w.layer] |= w.value ? 2 : 1;
@@ -343,27 +343,33 @@ std::string refusal(Device & device, const std::vector<WantedTensor> & wanted) {
             return "layer " + std::to_string(layer) + " has keys without values (MLA)";
         }
     }
-    // One context makes its full cache first, then the windowed one, of other layers and no larger.
-    const bool known    = std::any_of(kinds.begin(), kinds.end(), [&](const auto & entry) {
-        return std::find(device.family.begin(), device.family.end(), entry.first) != device.family.end();
+    return "";
+}
+
+// One context makes its full cache first, then the windowed one, of other layers and no larger.
+bool is_windowed(Device & device, const std::vector<WantedTensor> & wanted) {
+    std::vector<int> & family = device.family;
+    const bool         known  = std::any_of(wanted.begin(), wanted.end(), [&](const WantedTensor & w) {
+        return std::find(family.begin(), family.end(), w.layer) != family.end();
     });
-    const bool windowed = !known && !device.family.empty() && wanted.front().n_cells <= device.family_cells;
-    if (known || device.family.empty()) {
-        device.family.clear();
+    const bool         second = !known && !family.empty() && wanted.front().n_cells <= device.family_cells;
+    if (known || family.empty()) {
+        family.clear();
         device.family_cells = wanted.front().n_cells;
     }
-    for (const auto & entry : kinds) {
-        device.family.push_back(entry.first);
+    for (const WantedTensor & w : wanted) {
+        family.push_back(w.layer);
     }
-    return windowed ? "it holds only a sliding window of " + std::to_string(wanted.front().n_cells) + " cells" : "";
+    return second;
 }
 
 } // namespace
 
 ggml_backend_buffer_t KvBuffer::allocate(Device & device, const std::vector<WantedTensor> & wanted, size_t size_bytes) {
     std::lock_guard<std::recursive_mutex> lock(device.guard);
-    device.note    = refusal(device, wanted);
-    size_t logical = 0;
+    device.note         = refusal(device, wanted);
+    const bool windowed = is_windowed(device, wanted);
+    size_t     logical  = 0;
     for (const WantedTensor & w : wanted) {
         logical += w.logical_bytes;
     }
@@ -374,6 +380,9 @@ ggml_backend_buffer_t KvBuffer::allocate(Device & device, const std::vector<Want
         return ggml_backend_buft_alloc_buffer(ggml_backend_dev_buffer_type(device.inner), logical);
     }
     std::unique_ptr<KvBuffer> buffer(new KvBuffer(device));
+    if (windowed) { // the full cache has the whole budget; this one is small, and refined_share decides
+        buffer->requested_.budget_bytes = 0;
+    }
     buffer->base_bytes_ = logical;
     buffer->base_       = reserve_addresses(logical);
     if (!buffer->base_ || !buffer->make_caches(wanted)) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -298,9 +299,10 @@ def test_ctrl_c_before_anything_was_measured_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_windowed_layers_are_left_alone(tiny_model: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+def test_windowed_layers_are_calibrated_too(tiny_model: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
     model, path = str(tiny_model(arch="gemma3", n_layer=13)), tmp_path / "p.toml"
     assert main([model, "--budget", "24%", *SHORT, "-o", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [band["layers"] for band in found["bands"]] == ["5", "11"]
+    assert len(found["bands"]) > 2
+    assert {"0", "12"} <= {part for band in found["bands"] for part in re.split("[, -]+", band["layers"])}
     assert all(trial["bits_per_value"] <= 0.24 * 16 for trial in found["trials"])

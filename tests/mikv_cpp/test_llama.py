@@ -145,11 +145,16 @@ def test_layers_have_their_own_bits(tiny_model: Writer) -> None:
     assert set(np.unique(llm.kv.precision_map(1))) == {3, 8, 16}
 
 
-def test_a_windowed_cache_is_told_apart_whatever_came_before(tiny_model: Writer) -> None:
-    plain = _load(tiny_model(n_layer=3), n_ctx=512)
+def test_a_windowed_cache_is_packed_too_and_takes_none_of_the_budget(tiny_model: Writer) -> None:
+    plain = _load(tiny_model(n_layer=3), n_ctx=512)  # whose cache must not be taken for the first one of the next model
     assert plain.kv.layers == [0, 1, 2]
-    windowed = _load(tiny_model(arch="gemma3", n_layer=7, sliding_window=64), n_ctx=512, swa_full=False)
-    assert windowed.kv.layers == [5]
+    path = tiny_model(arch="gemma3", n_layer=7, sliding_window=64)
+    llm = _load(path, n_ctx=4096, n_batch=64, n_ubatch=64, swa_full=False, kv=KVConfig(budget="5MiB"))
+    assert llm.kv.layers == [0, 1, 2, 3, 4, 5, 6]
+    llm.eval(list((TEXT * 3).encode())[:1000])
+    shares = {row.layer: row.n_slots for row in llm.kv.stats().by_layer}
+    assert shares[5] == 4096, "the full layer has the budget to itself, enough to refine everything"
+    assert shares[0] < llm.kv.precision_map(0).shape[1] < 1000, "a window's cells are used again, and a share of them refined"
 
 
 def test_several_models_each_see_their_own_cache(tiny_model: Writer) -> None:
