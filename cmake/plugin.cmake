@@ -21,6 +21,13 @@ foreach(prototype ${prototypes})
     list(APPEND exports "${name}")
 endforeach()
 
+# The same functions through ggml's registry (ggml_backend_reg_get_proc_address), for programs that link with nothing of ours.
+list(TRANSFORM exports REPLACE "(.+)" "MIKV_FUNCTION(\\1)" OUTPUT_VARIABLE functions)
+list(REMOVE_ITEM functions "MIKV_FUNCTION(ggml_backend_init)")
+list(JOIN functions "\n" functions)
+file(CONFIGURE OUTPUT include/mikv_functions.inc CONTENT "${functions}\n")
+target_include_directories(ggml-mikv PRIVATE "${CMAKE_CURRENT_BINARY_DIR}/include")
+
 if(MSVC)
     list(JOIN exports "\n  " lines)
     file(CONFIGURE OUTPUT ggml-mikv.def CONTENT "EXPORTS\n  ${lines}\n")
@@ -49,3 +56,4 @@ else()
 endif()
 install(TARGETS ggml-mikv LIBRARY DESTINATION ${library_folder} RUNTIME DESTINATION ${library_folder})
 install(FILES native/include/mikv.h native/include/mikv_decl.h DESTINATION ${header_folder})
+include(package)

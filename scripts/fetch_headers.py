@@ -27,7 +27,9 @@ import urllib.request
 from pathlib import Path
 
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}  # of the sdist of each version
-HEADERS = re.compile(r"LICENSE|ggml/CMakeLists\.txt|ggml/include/[\w-]+\.h|ggml/src/ggml-(impl|backend-impl|common)\.h")
+HEADERS = re.compile(
+    r"LICENSE|ggml/CMakeLists\.txt|include/[\w-]+\.h|ggml/include/[\w-]+\.h|ggml/src/ggml-(impl|backend-impl|common)\.h"
+)
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60
 
@@ -183,7 +185,7 @@ def fetch(whole: bool) -> Path:
     version = pinned_version()
     if version not in SHA256:
         raise FetchError(f"No sha256 is known for llama-cpp-python {version}: add it to SHA256 in {__file__}.")
-    place = cache_folder() / f"llama_cpp_python-{version}-{'source' if whole else 'headers'}"
+    place = cache_folder() / f"llama_cpp_python-{version}-{'source' if whole else 'include'}"
     if place.is_dir():
         return place
     name = f"llama_cpp_python-{version}.tar.gz"

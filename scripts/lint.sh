@@ -6,13 +6,13 @@ cd "$(dirname "$0")/.."
 export PATH="${MIKV_VENV:-$PWD/.venv}/bin:$PATH"
 
 faults=0
-python=(mikv_cpp scripts tests)
+python=(mikv_cpp scripts tests docs/examples)
 check() {
     echo "- $*"
     "$@" || faults=$((faults + 1))
 }
 
-mapfile -d '' cpp_files < <(find native tests/native \( -name '*.h' -o -name '*.cpp' \) -print0)
+mapfile -d '' cpp_files < <(find native tests/native docs/examples \( -name '*.h' -o -name '*.c' -o -name '*.cpp' \) -print0)
 if [ "${1:-}" = --fix ]; then
     clang-format -i "${cpp_files[@]}"
     ruff check --quiet --fix "${python[@]}"
