@@ -21,6 +21,8 @@ bool uses_cache(const ggml_tensor * node) {
     return false;
 }
 
+} // namespace
+
 bool contiguous(const ggml_tensor * t) {
     size_t size = ggml_type_size(t->type);
     for (int i = 0; i < 4; i++) {
@@ -32,8 +34,6 @@ bool contiguous(const ggml_tensor * t) {
     return true;
 }
 
-} // namespace
-
 Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
     : device_(device), identity_(identity_of(graph, n_threads)), n_threads_(n_threads), data_(device.foreign) {
     for (int i = 0; i < graph->n_nodes; i++) {
@@ -44,9 +44,11 @@ Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
         }
     }
     nodes_.reserve(size_t(graph->n_nodes) + 64);
-    for (int i = 0; i < graph->n_nodes; i++) {
-        add(graph->nodes[i]);
+    graph_ = graph;
+    for (at_ = 0; at_ < graph->n_nodes; at_++) {
+        add(graph->nodes[at_]);
     }
+    graph_ = nullptr;
     settle_all();
     for (const auto & layer : layers_) {
         if (layer->step && !layer->step->reserve()) {
@@ -72,6 +74,9 @@ Plan::~Plan() {
 }
 
 void Plan::add(ggml_tensor * node) {
+    if (done_.count(node)) {
+        return;
+    }
     if (moves_nothing(node->op) || !uses_cache(node)) {
         nodes_.push_back({node, nullptr});
         return;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 
 #include "ggml/work.h"
 
@@ -29,6 +30,9 @@ inline bool moves_nothing(ggml_op op) {
            op == GGML_OP_TRANSPOSE;
 }
 
+// Are its values one after another, in the order of its dimensions?
+bool contiguous(const ggml_tensor * t);
+
 class Plan {
 public:
     Plan(Device & device, ggml_cgraph * graph, int n_threads);
@@ -43,6 +47,8 @@ public:
 private:
     void                       add(ggml_tensor * node);
     bool                       reads_in_place(const LayerWork & layer, const ggml_tensor * mask) const;
+    bool                       take_rotation(const ggml_tensor * rotated, int head_dim, Unrotated & to);
+    const ggml_tensor *        take_rotations(LayerWork & layer, const ggml_tensor * node);
     void                       add_one_phase(const std::shared_ptr<LayerWork> & layer, const ggml_tensor * node,
                                              const std::vector<const ggml_tensor *> & inputs);
     void                       add_phases(const std::shared_ptr<LayerWork> & layer, ggml_tensor * node,
@@ -62,6 +68,8 @@ private:
     GraphIdentity                      identity_;
     int                                n_threads_;
     HostData                           data_;
+    const ggml_cgraph *                graph_         = nullptr; // while the plan is made, with the node at work
+    int                                at_            = 0;
     bool                               touches_cache_ = false;
     bool                               only_attends_  = true; // and stores rows for that: nothing else touches the cache
     std::vector<PlannedNode>           nodes_;
@@ -70,6 +78,7 @@ private:
     std::map<Cache *, bool>                       begun_;
     std::vector<std::shared_ptr<LayerWork>>       layers_;
     std::map<const ggml_tensor *, ggml_tensor *>  shadows_; // of KV roots
+    std::set<const ggml_tensor *>                 done_;    // nodes to come whose work a node before does
     std::vector<std::unique_ptr<ggml_tensor>>     tensors_;
     std::vector<ggml_backend_buffer_t>            buffers_;
 };

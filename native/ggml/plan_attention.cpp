@@ -4,6 +4,7 @@
 
 #include "ggml-impl.h"
 #include "ggml/plan.h"
+#include "ggml/rotation.h"
 
 namespace mikv {
 
@@ -123,6 +124,47 @@ bool Plan::reads_in_place(const LayerWork & layer, const ggml_tensor * mask) con
     return stages_key && stages_value;
 }
 
+// What llama.cpp would have rotated comes unrotated, in memory of ours, for llama.cpp takes it for done with once it is rotated.
+bool Plan::take_rotation(const ggml_tensor * rotated, int head_dim, Unrotated & to) {
+    const Rotation r = rotation_before(graph_, rotated);
+    if (!r || head_dim % r.block) {
+        return false;
+    }
+    const auto planned = [&](const ggml_tensor * node) {
+        return std::find_if(nodes_.rbegin(), nodes_.rend(), [node](const PlannedNode & p) { return p.node == node; });
+    };
+    const auto rotation = planned(r.node), source = planned(r.source);
+    if (rotation == nodes_.rend() || source == nodes_.rend()) { // of another part of llama.cpp's graph
+        return false;
+    }
+    to.block = r.block;
+    to.values.resize(ggml_nbytes(r.source) / sizeof(float));
+    tensors_.push_back(std::make_unique<ggml_tensor>(*r.source));
+    tensors_.back()->data = to.values.data();
+    source->node          = tensors_.back().get();
+    nodes_.erase(std::next(rotation).base());
+    return true;
+}
+
+// llama.cpp's rotations around the layer's attention, as far as the layer's node can do them. Returns the tensor that it then writes.
+const ggml_tensor * Plan::take_rotations(LayerWork & layer, const ggml_tensor * node) {
+    const mikv_shape & shape = layer.cache().shape();
+    if (take_rotation(node->src[0], shape.head_dim_k, layer.query)) {
+        layer.data.q       = reinterpret_cast<const char *>(layer.query.values.data());
+        layer.data.q_block = layer.query.block;
+    }
+    take_rotation(layer.key_rows, shape.head_dim_k, layer.keys);
+    take_rotation(layer.value_rows, shape.head_dim_v, layer.values);
+    const Rotation after = rotation_after(graph_, at_);
+    if (!after || shape.head_dim_v % after.block) {
+        return node;
+    }
+    done_.insert(after.node);
+    layer.data.out       = static_cast<float *>(after.node->data);
+    layer.data.out_block = after.block;
+    return after.node;
+}
+
 // Few queries: one node for all that a layer does with its cache.
 void Plan::add_one_phase(const std::shared_ptr<LayerWork> & layer, const ggml_tensor * node,
                          const std::vector<const ggml_tensor *> & inputs) {
@@ -130,13 +172,19 @@ void Plan::add_one_phase(const std::shared_ptr<LayerWork> & layer, const ggml_te
         return planned.work && (planned.work == layer->stage_key || planned.work == layer->stage_value);
     };
     nodes_.erase(std::remove_if(nodes_.begin(), nodes_.end(), stages), nodes_.end());
-    HostData * data = &data_;
-    Work &     work = new_work(inputs, nullptr);
-    for (const ggml_tensor * rows : {layer->key_rows, layer->value_rows}) {
-        if (overlap(rows, node)) { // llama.cpp takes the rows for done with once they are stored
-            layer->own_out.resize(ggml_nbytes(node) / sizeof(float));
+    const ggml_tensor * out  = take_rotations(*layer, node);
+    HostData *          data = &data_;
+    Work &              work = new_work(inputs, nullptr);
+    // llama.cpp takes the rows for done with once they are stored, and all else once it is attended.
+    std::vector<const ggml_tensor *> read = inputs;
+    read[0]                               = layer->query.block ? nullptr : inputs[0];
+    read.push_back(layer->keys.block ? nullptr : layer->key_rows);
+    read.push_back(layer->values.block ? nullptr : layer->value_rows);
+    for (const ggml_tensor * t : read) {
+        if (t && overlap(t, out)) {
+            layer->own_out.resize(ggml_nbytes(out) / sizeof(float));
             layer->data.out  = layer->own_out.data();
-            layer->data.copy = reinterpret_cast<float *>(data->at(node));
+            layer->data.copy = reinterpret_cast<float *>(data->at(out));
         }
     }
     work.prepare = [layer, data] {

@@ -35,10 +35,12 @@ void LayerWork::open(bool mask_to_come) {
     }
 }
 
-RowSource LayerWork::source(const char * keys, const char * values) const {
+RowSource LayerWork::source(const char * key_bytes, const char * value_bytes) const {
     RowSource rows;
-    rows.k       = keys;
-    rows.v       = values;
+    rows.k       = keys.block ? reinterpret_cast<const char *>(keys.values.data()) : key_bytes;
+    rows.v       = values.block ? reinterpret_cast<const char *>(values.values.data()) : value_bytes;
+    rows.k_block = keys.block;
+    rows.v_block = values.block;
     rows.k_bytes = int64_t(key_rows->nb[1]);
     rows.v_bytes = int64_t(value_rows->nb[1]);
     rows.k_half  = key_rows->type == GGML_TYPE_F16;

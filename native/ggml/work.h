@@ -42,6 +42,12 @@ struct Work {
     }
 };
 
+// Values that llama.cpp would have rotated, in blocks of so many; block 0: it does, and these are not used.
+struct Unrotated {
+    std::vector<float> values;
+    int                block = 0;
+};
+
 // One layer's rows in a micro-batch: from the first SET_ROWS to its attention, or to the end of the graph.
 struct LayerWork {
     KvTensor              tensor;            // key or value: layer and cache
@@ -58,12 +64,13 @@ struct LayerWork {
     Work *                stage_value = nullptr;
     const ggml_tensor *   key_rows    = nullptr; // [n_embd, n_tokens], f32 or f16
     const ggml_tensor *   value_rows  = nullptr;
+    Unrotated             query, keys, values;
 
     Cache & cache() const { return tensor.buffer->cache(tensor); }
     // Once the rows' cells are read: registers the micro-batch, unless its mask is still to come.
     void open(bool mask_to_come);
-    // Where the rows lie on the host before they are staged.
-    RowSource source(const char * keys, const char * values) const;
+    // Where the rows lie on the host before they are staged. The bytes: of key_rows and value_rows.
+    RowSource source(const char * key_bytes, const char * value_bytes) const;
 };
 
 // --- what the kinds of work do ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 #include "store/staging.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <vector>
@@ -17,13 +18,19 @@ struct Widened {
     const void *       balancer = nullptr;
     std::vector<float> k, v, row;
 
-    // n rows, `stride` bytes apart, of which the head's values begin at `from`.
-    void widen(const char * from, bool half, int n, int64_t stride, const Transform & t, std::vector<float> & to) {
+    // n rows, `stride` bytes apart, of which the head's values begin at `from`. block: as in RowSource.
+    void widen(const char * from, bool half, int block, int n, int64_t stride, const Transform & t, std::vector<float> & to) {
         to.resize(size_t(n) * t.row);
         row.resize(size_t(t.dim));
         for (int i = 0; i < n; i++) {
-            float * out = t.nothing() ? to.data() + size_t(i) * t.row : row.data();
-            widen_row(from + i * stride, half, t.dim, out);
+            float *      out = t.nothing() ? to.data() + size_t(i) * t.row : row.data();
+            const char * in  = from + i * stride;
+            if (block) {
+                std::copy_n(reinterpret_cast<const float *>(in), t.dim, out);
+                rotate_blocks(out, t.dim, block);
+                in = reinterpret_cast<const char *>(out);
+            }
+            widen_row(in, half, t.dim, out);
             if (!t.nothing()) {
                 enter_row(t, row.data(), to.data() + size_t(i) * t.row);
             }
@@ -84,6 +91,8 @@ RowSource Staging::own() const {
             int64_t(sizeof(uint16_t)) * n_head_ * dim_v_,
             true,
             true,
+            0,
+            0,
             serial_};
 }
 
@@ -92,8 +101,8 @@ StagedRows Staging::rows(const RowSource & source, int first, int n, int head, c
     if (w.serial != source.serial || w.first != first || w.n != n || w.head != head || w.balancer != k.balancer) {
         const int64_t k_size = source.k_half ? sizeof(uint16_t) : sizeof(float);
         const int64_t v_size = source.v_half ? sizeof(uint16_t) : sizeof(float);
-        w.widen(source.k + first * source.k_bytes + head * dim_k_ * k_size, source.k_half, n, source.k_bytes, k, w.k);
-        w.widen(source.v + first * source.v_bytes + head * dim_v_ * v_size, source.v_half, n, source.v_bytes, v, w.v);
+        w.widen(source.k + first * source.k_bytes + head * dim_k_ * k_size, source.k_half, source.k_block, n, source.k_bytes, k, w.k);
+        w.widen(source.v + first * source.v_bytes + head * dim_v_ * v_size, source.v_half, source.v_block, n, source.v_bytes, v, w.v);
         w.serial   = source.serial;
         w.first    = first;
         w.n        = n;

@@ -125,6 +125,11 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
                 reinterpret_cast<const float *>(data_.q + stream * data_.q_stream_bytes + query_head * data_.q_head_bytes +
                                                 (first_token + t) * data_.q_token_bytes);
             float * to = q + (size_t(i) * n_tokens + t) * dim;
+            if (data_.q_block) {
+                std::copy_n(row, t_k.dim, to);
+                rotate_blocks(to, t_k.dim, data_.q_block);
+                row = to;
+            }
             if (!t_k.nothing()) {
                 enter_query(t_k, row, to);
                 row = to;
@@ -229,6 +234,9 @@ void Step::write_out(int stream, int query_head, int token, float m, float l, co
     const float inverse = l > 0.0f ? factor / l : 0.0f;
     float *     out     = data_.out + ((size_t(stream) * shape_.n_tokens + token) * shape_.n_head + query_head) * dim;
     leave_output(cache_.value_transform(), acc, inverse, out);
+    if (data_.out_block) {
+        rotate_blocks(out, dim, data_.out_block);
+    }
     const size_t at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
     final_m[at]     = m;
     final_l[at]     = l;

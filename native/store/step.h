@@ -31,6 +31,7 @@ struct StepData {
     RowSource        rows;            // the staged rows, where they do not wait in the staging
     float *          copy  = nullptr; // where out is copied to once all rows were read, or null
     float            scale = 1, max_bias = 0, softcap = 0;
+    int              q_block = 0, out_block = 0; // queries are still to be rotated, in blocks of so many values; so is what goes out
 };
 
 struct CellRange {

@@ -14,13 +14,30 @@ constexpr double damping      = 0.2;
 constexpr double least_effect = 1.2;
 constexpr double largest_b    = 1024.0; // and its inverse the smallest: exact in f16, like keys times it
 
-void rotate_block(float * x, int n) {
-    for (int half = 1; half < n; half *= 2) {
+// Steps 1 and 2 at once, four values at a time: the compiler makes vectors of the others only.
+void rotate_fours(float * x, int n) {
+    for (int i = 0; i < n; i += 4) {
+        const float a = x[i] + x[i + 1], b = x[i] - x[i + 1], c = x[i + 2] + x[i + 3], d = x[i + 2] - x[i + 3];
+        x[i]     = a + c;
+        x[i + 1] = b + d;
+        x[i + 2] = a - c;
+        x[i + 3] = b - d;
+    }
+}
+
+void rotate_block(float * x, int n) { // n: at least 4
+    rotate_fours(x, n);
+    for (int half = 4; half < n; half *= 2) {
         for (int block = 0; block < n; block += 2 * half) {
-            for (int i = block; i < block + half; i++) {
-                const float a = x[i], b = x[i + half];
-                x[i]        = a + b;
-                x[i + half] = a - b;
+            float *low = x + block, *high = low + half;
+            for (int i = 0; i < half; i += 4) { // four at a time
+                float sum[4], difference[4];
+                for (int j = 0; j < 4; j++) {
+                    sum[j]        = low[i + j] + high[i + j];
+                    difference[j] = low[i + j] - high[i + j];
+                }
+                std::copy_n(sum, 4, low + i);
+                std::copy_n(difference, 4, high + i);
             }
         }
     }
@@ -69,6 +86,12 @@ void rotate(float * x, int n) {
         rotate_block(x, block);
         x += block;
         n -= block;
+    }
+}
+
+void rotate_blocks(float * x, int n, int block) {
+    for (int i = 0; i < n; i += block) {
+        rotate_block(x + i, block);
     }
 }
 

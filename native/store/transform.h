@@ -23,8 +23,10 @@ struct Transform {
 
 // H: orthonormal Walsh-Hadamard blocks, the largest powers of two that fit one after another (96 = 64 + 32). In place.
 void rotate(float * x, int n);
+// The same in blocks of one size, a power of two that divides n, as llama.cpp rotates.
+void rotate_blocks(float * x, int n, int block);
 
-// in: [dim]; out: [row], not the same memory.
+// in: [dim]; out: [row], the same memory or none of it.
 void enter_row(const Transform & t, const float * in, float * out);   // a key or a value
 void enter_query(const Transform & t, const float * in, float * out); // what meets a key
 // in: [row], changed on the way; out: [dim]. The inverse of enter_row.
