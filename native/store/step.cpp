@@ -1,14 +1,11 @@
-#include "store/step.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 
 #include "backend/cpu/kernels.h"
 #include "store/alibi.h"
 #include "store/balancer.h"
-#include "store/commit.h"
+#include "store/step_memory.h"
 
 namespace mikv {
 
@@ -19,7 +16,20 @@ constexpr int block_rows  = 128;  // query rows that a prefill item works on
 constexpr int least_chunk = 256;  // cells of a decode item
 constexpr int probe_chunk = 1024; // cells of a probe item
 
-size_t padded(size_t n) { return (n + 15) / 16 * 16; }
+// A test arm: tokens that are not refined are evicted (masked) instead of retained. MIKV_TEST_EVICT=1; never a way to run a model.
+bool evicts() {
+    static const bool on = std::getenv("MIKV_TEST_EVICT") != nullptr;
+    return on;
+}
+
+} // namespace
+
+Step::Step(Cache & cache, const StepShape & shape, int n_threads)
+    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), reach_(shape.n_kv) {
+    for (int i = 0; i < n_heads(); i++) {
+        heads_.push_back(cache.head(shape.index, shape.first_stream + i / cache.shape().n_head_kv, i % cache.shape().n_head_kv));
+    }
+}
 
 // Memory of one thread for query rows; thread_buffer() belongs to the kernels.
 float * query_buffer(size_t n_floats) {
@@ -29,32 +39,6 @@ float * query_buffer(size_t n_floats) {
     }
     return reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
-
-// A test arm: tokens that are not refined are evicted (masked) instead of retained. MIKV_TEST_EVICT=1; never a way to run a model.
-bool evicts() {
-    static const bool on = std::getenv("MIKV_TEST_EVICT") != nullptr;
-    return on;
-}
-
-} // namespace
-
-// All in floats, each array padded.
-struct Step::Scratch {
-    int32_t * place;   // [n_heads][n_kv]
-    int32_t * nothing; // [n_heads][n_kv] of -1 where no rows are staged
-    float *   mass;    // [n_heads][n_kv]
-    float *   most;    // [n_heads][n_kv], or nothing if the policy does not read it
-    float *   m;       // [n_stream][n_head][n_tokens]: final
-    float *   l;
-    float *   weights; // few: [n_heads][rows][n_kv]
-    float *   part_m;  // few: [n_heads][n_chunks][rows]
-    float *   part_l;
-    float *   part_acc; // few: [n_heads][n_chunks][rows][head_dim_v]
-    size_t    size_bytes;
-};
-
-Step::Step(Cache & cache, const StepShape & shape, int n_threads)
-    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)) {}
 
 bool Step::few() const { return shape_.n_tokens * group() <= few_rows || shape_.n_tokens == 1; }
 
@@ -102,10 +86,8 @@ bool Step::reserve() {
 void Step::index(int item) { index_chunk(item, {0, shape_.n_kv}); }
 
 void Step::index_chunk(int head_item, CellRange cells) {
-    const Scratch s      = lay_out();
-    const int     stream = head_item / cache_.shape().n_head_kv, h = head_item % cache_.shape().n_head_kv;
-    cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), cells.first, cells.last,
-                       s.place + size_t(head_item) * shape_.n_kv);
+    const Scratch s = lay_out();
+    cache_.index_cells(heads_[size_t(head_item)], cells.first, cells.last, s.place + size_t(head_item) * shape_.n_kv);
     std::fill_n(s.mass + size_t(head_item) * shape_.n_kv + cells.first, cells.last - cells.first, 0.0f);
     std::fill_n(s.most + size_t(head_item) * shape_.n_kv + cells.first, reads(reads_most) ? cells.last - cells.first : 0, 0.0f);
     if (!shape_.staged) {
@@ -166,12 +148,11 @@ QueryRows Step::visible(QueryRows rows, const CellIndex & index, std::vector<uin
 }
 
 Transform Step::key_transform(int stream, int head) const {
-    return cache_.key_transform(cache_.head(shape_.index, shape_.first_stream + stream, head));
+    return cache_.key_transform(head_of(stream, head));
 }
 
 StagedRows Step::staged_rows(int stream, int head) const {
-    const Head h = cache_.head(shape_.index, shape_.first_stream + stream, head);
-    return shape_.staged ? cache_.staged(h, head, stream * shape_.n_tokens, shape_.n_tokens, data_.rows) : StagedRows{};
+    return shape_.staged ? cache_.staged(head_of(stream, head), head, stream * shape_.n_tokens, shape_.n_tokens, data_.rows) : StagedRows{};
 }
 
 CellIndex Step::cell_index(int stream, int head) const {
@@ -199,8 +180,8 @@ void Step::attend(int item) {
 
 // Chunks end at multiples of 64 cells, so that kernels meet whole tiles.
 CellRange Step::chunk_cells(int chunk) const {
-    const int n = n_chunks(), tiles = (shape_.n_kv + 63) / 64;
-    return {std::min(shape_.n_kv, tiles * chunk / n * 64), std::min(shape_.n_kv, tiles * (chunk + 1) / n * 64)};
+    const int n = n_chunks(), tiles = (reach_ + 63) / 64;
+    return {std::min(reach_, tiles * chunk / n * 64), std::min(reach_, tiles * (chunk + 1) / n * 64)};
 }
 
 void Step::attend_chunk(int head_item, int chunk) {
@@ -215,7 +196,7 @@ void Step::attend_chunk(int head_item, int chunk) {
     const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), cell_index(stream, h), evicted);
     const size_t          part  = size_t(head_item) * n_chunks() + chunk;
     const Partial out = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * row_dim(c.head_dim_v)};
-    kernels().attend_few(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+    kernels().attend_few(head_of(stream, h).view, cell_index(stream, h),
                          staged_rows(stream, h), query, cells.first, cells.last,
                          s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
 }
@@ -255,48 +236,10 @@ void Step::attend_block(int head_item, int block) {
     std::vector<uint16_t> evicted;
     const QueryRows       query = visible(gather(stream, h, first, n, q, slope), cell_index(stream, h), evicted);
     const Partial         out   = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
-    kernels().attend_many(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+    kernels().attend_many(head_of(stream, h).view, cell_index(stream, h),
                           staged_rows(stream, h), query, 0, shape_.n_kv, out);
     for (int row = 0; row < rows; row++) {
         write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * dim_v, s.m, s.l);
-    }
-}
-
-void Step::merge_chunks(int head_item) {
-    const Scratch      s      = lay_out();
-    const mikv_shape & c      = cache_.shape();
-    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
-    const int          rows = group() * shape_.n_tokens, n = n_chunks(), dim = row_dim(c.head_dim_v);
-    std::vector<float> acc(dim);
-    for (int row = 0; row < rows; row++) {
-        const auto part = [&](int chunk) { return (size_t(head_item) * n + chunk) * rows + row; };
-        float      m = masked_logit, l = 0.0f;
-        for (int chunk = 0; chunk < n; chunk++) {
-            m = s.part_l[part(chunk)] > 0.0f ? std::max(m, s.part_m[part(chunk)]) : m;
-        }
-        std::fill(acc.begin(), acc.end(), 0.0f);
-        for (int chunk = 0; chunk < n; chunk++) {
-            const size_t at = part(chunk);
-            if (s.part_l[at] > 0.0f) {
-                const float factor = std::exp(s.part_m[at] - m);
-                l += s.part_l[at] * factor;
-                for (int i = 0; i < dim; i++) {
-                    acc[i] += s.part_acc[at * dim + i] * factor;
-                }
-            }
-        }
-        const int query_head = h * group() + row / shape_.n_tokens, token = row % shape_.n_tokens;
-        write_out(stream, query_head, token, m, l, acc.data(), s.m, s.l);
-        const size_t final_at = (size_t(stream) * shape_.n_head + query_head) * shape_.n_tokens + token;
-        for (int chunk = 0; chunk < n && s.l[final_at] > 0.0f; chunk++) {
-            const CellRange cells = chunk_cells(chunk);
-            const size_t    at    = part(chunk);
-            if (s.part_l[at] > 0.0f) {
-                note(s, s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + cells.first,
-                     std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], cells.last - cells.first,
-                     size_t(head_item) * shape_.n_kv + cells.first);
-            }
-        }
     }
 }
 
@@ -344,7 +287,7 @@ void Step::probe(int item) {
             std::copy_n(one.data() + size_t(j) * dim, dim, q + (size_t(j) * n + i) * dim);
         }
     }
-    kernels().score(cache_.head(shape_.index, shape_.first_stream + stream, h).view, cell_index(stream, h),
+    kernels().score(head_of(stream, h).view, cell_index(stream, h),
                     staged_rows(stream, h), query, first, last, logits - first, width);
     for (int row = 0; row < rows; row++) {
         const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + tokens[row % n];
@@ -353,59 +296,6 @@ void Step::probe(int item) {
             note(s, logits + size_t(row) * width, 1.0f / s.l[at], width, size_t(head_item) * shape_.n_kv + first);
         }
     }
-}
-
-void Step::commit(int head_item) {
-    if (few() && data_.out) {
-        merge_chunks(head_item);
-    }
-    if (shape_.staged) {
-        commit_staged(head_item);
-    }
-}
-
-void Step::commit_staged(int head_item) {
-    const Scratch      s      = lay_out();
-    const mikv_shape & c      = cache_.shape();
-    const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
-    const int64_t      first_cell = int64_t(shape_.first_stream + stream) * c.n_cells;
-    std::vector<int>   cells(shape_.n_tokens);
-    int                end = shape_.n_kv;
-    for (int t = 0; t < shape_.n_tokens; t++) {
-        cells[t] = int(cell_ids_[int64_t(stream) * shape_.n_tokens + t] - first_cell);
-        end      = std::max(end, cells[t] + 1);
-    }
-    int32_t *            place = s.place + size_t(head_item) * shape_.n_kv;
-    std::vector<int32_t> longer;
-    if (end > shape_.n_kv || !data_.out) { // cells beyond what attention looked at, or no attention: the index is not there
-        longer.resize(end);
-        cache_.index_cells(cache_.head(shape_.index, shape_.first_stream + stream, h), 0, end, longer.data());
-        place = longer.data();
-    }
-    const StagedRows rows  = staged_rows(stream, h);
-    const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(probes(stream).size());
-    if (reads(reads_queries) && data_.out) {
-        add_queries(stream, h);
-    }
-    commit_rows(cache_,
-                {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride,
-                 rows.v_stride, place, end, data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, shape_.n_kv, scale,
-                 data_.out && reads(reads_most) ? s.most + size_t(head_item) * shape_.n_kv : nullptr});
-}
-
-// The micro-batch's queries of all query heads of a KV head, into what is known of the queries.
-void Step::add_queries(int stream, int head) const {
-    const int dim = row_dim(cache_.shape().head_dim_k), rows = group();
-    float *   q  = query_buffer(size_t(rows) * dim + rows);
-    Head      of = cache_.head(shape_.index, shape_.first_stream + stream, head);
-    for (int t = 0; t < shape_.n_tokens; t++) {
-        gather(stream, head, t, 1, q, q + size_t(rows) * dim);
-        for (int i = 0; i < rows * dim; i++) {
-            of.query_sums[i % dim] += q[i];
-            of.query_sums[dim + i % dim] += q[i] * q[i];
-        }
-    }
-    of.state.n_queries += int64_t(rows) * shape_.n_tokens;
 }
 
 } // namespace mikv

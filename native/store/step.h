@@ -51,11 +51,11 @@ public:
     // Which cells this layer's staged rows go to.
     void bind_cells(const int64_t * cells) { cell_ids_ = cells; }
 
-    // Few queries need one phase: its items index their cells and attend, and whoever ends the last one of a head commits that head.
-    // Else the phases are index, attend, probe and commit.
+    // Few queries need one phase: its first items index their cells and attend, the others commit a head each: whoever comes to one of these
+    // before its head is attended leaves it to the thread that attends. Else the phases are index, attend, probe and commit.
     bool has_one_phase() const { return few(); }
     void start(); // before the only phase
-    int  items() const { return attend_items(); }
+    int  items() const { return attend_items() + commit_items(); }
     void work(int item);
 
     int  index_items() const { return n_heads(); }
@@ -81,6 +81,7 @@ private:
     QueryRows        gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
     QueryRows        visible(QueryRows rows, const CellIndex & index,
                              std::vector<uint16_t> & memory) const; // less what the test arm evicts
+    const Head &     head_of(int stream, int head) const { return heads_[size_t(stream) * cache_.shape().n_head_kv + head]; }
     Transform        key_transform(int stream, int head) const;
     StagedRows       staged_rows(int stream, int head) const;
     CellIndex        cell_index(int stream, int head) const;
@@ -92,14 +93,26 @@ private:
     void             write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
                                float * final_l) const;
     void             commit_staged(int head_item);
+    int              seen_cells() const;
+    void             attend_item(int item);
+    void             end_head(int head_item);
 
     Cache &         cache_;
     StepShape       shape_;
     int             n_threads_;
     StepData        data_;
     const int64_t * cell_ids_ = nullptr;
+    int             reach_; // cells worked on: n_kv, or in the only phase none behind the last that is seen
 
-    std::unique_ptr<std::atomic<int>[]> left_; // [n_heads + 1]: items of the only phase that are not done; heads that are not
+    // How far a head of the only phase is.
+    struct Progress {
+        std::atomic<int>  to_attend{0}; // items that are not done
+        std::atomic<bool> left{false};  // its commit is left to whoever ends its last item
+        std::atomic<bool> ended{false}; // somebody commits it
+    };
+    std::vector<Head>           heads_;    // [n_heads]
+    std::unique_ptr<Progress[]> progress_; // [n_heads]
+    std::atomic<int>            to_end_{0}; // heads that are not committed
 };
 
 // All phases of one layer, one after another, on n_threads threads of its own: for use without llama.cpp.

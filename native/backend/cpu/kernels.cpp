@@ -1,8 +1,11 @@
 #include "backend/cpu/kernels.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <vector>
 
 namespace mikv {
 
@@ -22,24 +25,22 @@ const Kernels * const all_kernels[] = {
 
 std::atomic<const Kernels *> selected{nullptr};
 
+// Asked once: in a virtual machine cpuid takes longer than a token's attention.
+const std::vector<const Kernels *> & runnable() {
+    static const std::vector<const Kernels *> sets = [] {
+        std::vector<const Kernels *> run_here;
+        std::copy_if(std::begin(all_kernels), std::end(all_kernels), std::back_inserter(run_here),
+                     [](const Kernels * set) { return set->runs_here(); });
+        return run_here;
+    }();
+    return sets;
+}
+
 } // namespace
 
-const Kernels * kernels_at(int index) {
-    for (const Kernels * set : all_kernels) {
-        if (set->runs_here() && index-- == 0) {
-            return set;
-        }
-    }
-    return nullptr;
-}
+int kernels_count() { return int(runnable().size()); }
 
-int kernels_count() {
-    int n = 0;
-    while (kernels_at(n)) {
-        n++;
-    }
-    return n;
-}
+const Kernels * kernels_at(int index) { return index >= 0 && index < kernels_count() ? runnable()[size_t(index)] : nullptr; }
 
 bool kernels_select(const char * name) {
     if (!name || std::strcmp(name, "auto") == 0) {
