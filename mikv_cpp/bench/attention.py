@@ -1,8 +1,8 @@
 """Attention alone, for each kernel set: one query token of one layer, without a model around it.
 
-Ours is the whole step of a decoded token: its row staged, attention, scores, selection, commit, and the start of the threads.
-llama.cpp's is its FLASH_ATTN_EXT. All take turns, as in `mikv_cpp.bench.decode`. Rows are normal random numbers, so that
-attention is spread over all tokens: nothing can be skipped.
+Ours is the whole step of a decoded token as llama.cpp's scheduler runs it: its row stored, attention, scores, selection,
+commit. llama.cpp's is its FLASH_ATTN_EXT without the storing. Both run on ggml's own threads. All take turns, as in
+`mikv_cpp.bench.decode`. Rows are normal random numbers, so that attention is spread over all tokens: nothing can be skipped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional, Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mikv_cpp.bench.decode import check_positive, parse_depths
 from mikv_cpp.bench.machine import copy_gb_per_s
+from mikv_cpp.bench.node import LayerNode
 from mikv_cpp.bench.ratio import ratio_with_interval
 from mikv_cpp.bench.upstream import UpstreamAttention
 from mikv_cpp.caches import CacheSpec, parse_caches
@@ -107,52 +108,51 @@ class Own:
 
     def __init__(self, config: KVConfig, kernel: str, heads: Heads, rows: Rows, n_threads: int, room: int) -> None:
         self._library: Library = native_library()
-        self._kernel, self._heads, self._n_threads, self._depth = kernel, heads, n_threads, len(rows.k)
+        self._kernel, self._heads, self._depth = kernel, heads, len(rows.k)
         n_cells = -(-(self._depth + room) // PADDING) * PADDING
         shape = Shape(1, heads.n_head_kv, n_cells, 1, heads.head_dim, heads.head_dim)
-        self._id = self._library.create_cache(config, shape)
+        self._node = LayerNode(config, shape, heads.n_head, n_threads)
         self._library.select_kernel(kernel)
         for first in range(0, self._depth, SLICE):
-            self._fill(rows, first, min(first + SLICE, self._depth))
-        self.size_bytes = int(self._library.stats(self._id)["bytes_used"])
-        self._mask = np.full((1, n_cells), -np.inf, np.float16)
-        self._mask[0, : self._depth] = 0
-        self._cell = np.zeros(1, np.int64)
-        self._step = self._prepare(rows.k[:1], rows.v[:1], rows.q[None], self._mask, self._cell)
+            self._fill(rows, first, min(first + SLICE, self._depth), n_threads)
+        self.size_bytes = int(self._library.stats(self._node.cache_id)["bytes_used"])
+        self._node.q[:] = rows.q
+        self._node.k[:], self._node.v[:] = rows.k[0].ravel(), rows.v[0].ravel()
+        self._node.mask[:] = -np.inf
+        self._node.mask[: self._depth] = 0
 
-    def _fill(self, rows: Rows, first: int, last: int) -> None:
+    def _fill(self, rows: Rows, first: int, last: int, n_threads: int) -> None:
         """Store rows that attend to their own slice only: that is quick, and as good to fill a cache."""
         mask = np.full((last - first, last), -np.inf, np.float16)
         mask[:, first:last][np.tril_indices(last - first)] = 0
         q = np.broadcast_to(rows.q, (last - first, *rows.q.shape))
-        self._prepare(rows.k[first:last], rows.v[first:last], q, mask, np.arange(first, last))(self._n_threads)
-
-    def _prepare(self, k: Any, v: Any, q: Any, mask: Any, cells: Any) -> Callable[[int], None]:
-        arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in (("k", k), ("v", v), ("q", q))}
-        arrays["out"] = np.empty_like(arrays["q"])
-        arrays |= {"mask": mask, "cells": np.ascontiguousarray(cells, np.int64)}
-        self._arrays = arrays  # kept alive
+        arrays: dict[str, NDArray[Any]] = {"k": rows.k[first:last], "v": rows.v[first:last], "q": np.ascontiguousarray(q)}
+        arrays |= {"out": np.empty_like(arrays["q"]), "mask": mask, "cells": np.arange(first, last, dtype=np.int64)}
         numbers = {
-            "n_tokens": len(cells),
+            "n_tokens": last - first,
             "n_stream": 1,
-            "n_kv": mask.shape[1],
+            "n_kv": last,
             "n_head": self._heads.n_head,
             "scale": self._heads.head_dim**-0.5,
         }
-        return self._library.prepare_step(self._id, arrays, numbers)
+        self._library.prepare_step(self._node.cache_id, arrays, numbers)(n_threads)
 
     def burst(self, n: int) -> None:
         """See Attention."""
         self._library.select_kernel(self._kernel)
         for cell in range(self._depth, self._depth + n):
-            self._cell[0] = cell
-            self._mask[0, cell] = 0
-            self._step(self._n_threads)
-        self._mask[0, self._depth :] = -np.inf
+            self._node.cell[0] = cell
+            self._node.mask[cell] = 0
+            self._node.step()
+        self._node.mask[self._depth :] = -np.inf
+
+    def result(self) -> NDArray[np.float32]:
+        """What the last token got: [n_head, head_dim]."""
+        return np.array(self._node.out)
 
     def close(self) -> None:
         """Free the cache."""
-        self._library.free_cache(self._id)
+        self._node.close()
 
 
 @dataclass

@@ -155,17 +155,39 @@ def test_attention_alone_on_every_kernel_set(capsys):
 
 @pytest.mark.parametrize("name", ["f16", "q8_0"])
 def test_upstreams_attention_sees_the_rows_that_ours_sees(name):
-    rows = attention.Rows.random(attention.Heads(64, 2, 3), 300)
-    q = 3 * rows.q  # outputs of order 1, so that rows of another head or token would show
-    upstream = UpstreamAttention(name, rows.k, rows.v, q, 1)
+    rows = peaked_rows()
+    upstream = UpstreamAttention(name, rows.k, rows.v, rows.q, 1)
     upstream.step()
-    logits = np.einsum("hd,nhd->hn", q, np.repeat(rows.k, 3, axis=1)) / 8
+    # q8_0: half of a 127th of the largest value, 0.012, in values; |q| / 8 = 3 times 0.007 rms in logits
+    assert np.abs(upstream.result() - exact_attention(rows)).max() < 0.1
+    upstream.close()
+
+
+def peaked_rows():
+    """Queries that give outputs of order 1, so that rows of another head or token would show."""
+    rows = attention.Rows.random(attention.Heads(64, 2, 3), 300)
+    return attention.Rows(rows.k, rows.v, 3 * rows.q)
+
+
+def exact_attention(rows):
+    """[n_head, head_dim], with three query heads to a KV head of 64 values."""
+    logits = np.einsum("hd,nhd->hn", rows.q, np.repeat(rows.k, 3, axis=1)) / 8
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     wanted = np.einsum("hn,nhd->hd", weights / weights.sum(axis=1, keepdims=True), np.repeat(rows.v, 3, axis=1))
     assert np.abs(wanted).max() > 1
-    # q8_0: half of a 127th of the largest value, 0.012, in values; |q| / 8 = 3 times 0.007 rms in logits
-    assert np.abs(upstream.result() - wanted).max() < 0.1
-    upstream.close()
+    return wanted
+
+
+def test_our_attention_sees_the_rows_too():
+    rows = peaked_rows()
+    everything_refined = parse_caches("q8")[0].config
+    own = attention.Own(everything_refined, "plain", attention.Heads(64, 2, 3), rows, 2, room=3)
+    own.burst(2)  # the second token sees the first, and both bring the first row
+    more = attention.Rows(*(np.concatenate([x, x[:1], x[:1]]) for x in (rows.k, rows.v)), rows.q)
+    # a 512th of a group's range, 0.01, in values, as with q8_0
+    assert np.abs(own.result() - exact_attention(more)).max() < 0.1
+    assert np.abs(own.result() - exact_attention(rows)).max() > 1e-4
+    own.close()
 
 
 def test_copies_are_measured():
