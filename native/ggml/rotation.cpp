@@ -36,8 +36,8 @@ Rotation as_rotation(const ggml_cgraph * graph, ggml_tensor * node) {
     const ggml_tensor * x = node->src[1];
     r.source              = is_plain(node) && is_plain(x) && !node->view_src ? behind_views(graph, x) : nullptr;
     const int64_t n       = node->ne[0];
-    if (r.source && read_once(graph, r.source) && is_plain(r.source) && ggml_nbytes(r.source) == ggml_nbytes(node) && n == x->ne[0] &&
-        n >= 4 && (n & (n - 1)) == 0) {
+    if (r.source && read_once(graph, r.source) && is_plain(r.source) && ggml_nbytes(r.source) == ggml_nbytes(node) &&
+        n == x->ne[0] && n >= 4 && (n & (n - 1)) == 0) {
         r.node  = node;
         r.block = int(n);
     }

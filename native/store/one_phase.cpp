@@ -15,9 +15,8 @@ constexpr uint16_t hidden = 0xFC00u; // -inf in f16
 int Step::seen_cells() const {
     int end = 0;
     for (int i = 0; i < shape_.n_stream * shape_.n_tokens; i++) {
-        const uint16_t * mask =
-            data_.mask + i / shape_.n_tokens * data_.mask_stream + i % shape_.n_tokens * data_.mask_token;
-        int last = shape_.n_kv;
+        const uint16_t * mask = data_.mask + i / shape_.n_tokens * data_.mask_stream + i % shape_.n_tokens * data_.mask_token;
+        int              last = shape_.n_kv;
         while (last > end && mask[last - 1] == hidden) {
             last--;
         }

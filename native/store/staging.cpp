@@ -101,8 +101,10 @@ StagedRows Staging::rows(const RowSource & source, int first, int n, int head, c
     if (w.serial != source.serial || w.first != first || w.n != n || w.head != head || w.balancer != k.balancer) {
         const int64_t k_size = source.k_half ? sizeof(uint16_t) : sizeof(float);
         const int64_t v_size = source.v_half ? sizeof(uint16_t) : sizeof(float);
-        w.widen(source.k + first * source.k_bytes + head * dim_k_ * k_size, source.k_half, source.k_block, n, source.k_bytes, k, w.k);
-        w.widen(source.v + first * source.v_bytes + head * dim_v_ * v_size, source.v_half, source.v_block, n, source.v_bytes, v, w.v);
+        w.widen(source.k + first * source.k_bytes + head * dim_k_ * k_size, source.k_half, source.k_block, n, source.k_bytes, k,
+                w.k);
+        w.widen(source.v + first * source.v_bytes + head * dim_v_ * v_size, source.v_half, source.v_block, n, source.v_bytes, v,
+                w.v);
         w.serial   = source.serial;
         w.first    = first;
         w.n        = n;

@@ -13,8 +13,9 @@ struct RowSource {
     const char * v       = nullptr;
     int64_t      k_bytes = 0, v_bytes = 0;
     bool         k_half = false, v_half = false; // f16; else f32
-    int          k_block = 0, v_block = 0; // f32 rows are still to be rotated, in blocks of so many values; 0: they are as llama.cpp stores them
-    uint64_t     serial = 0;               // tells one layer's rows from another's
+    int          k_block = 0,
+        v_block     = 0; // f32 rows are still to be rotated, in blocks of so many values; 0: they are as llama.cpp stores them
+    uint64_t serial = 0; // tells one layer's rows from another's
 };
 
 class Staging {

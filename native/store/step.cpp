@@ -27,7 +27,8 @@ bool evicts() {
 Step::Step(Cache & cache, const StepShape & shape, int n_threads)
     : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), reach_(shape.n_kv) {
     for (int i = 0; i < n_heads(); i++) {
-        heads_.push_back(cache.head(shape.index, shape.first_stream + i / cache.shape().n_head_kv, i % cache.shape().n_head_kv));
+        heads_.push_back(
+            cache.head(shape.index, shape.first_stream + i / cache.shape().n_head_kv, i % cache.shape().n_head_kv));
     }
 }
 
@@ -147,12 +148,11 @@ QueryRows Step::visible(QueryRows rows, const CellIndex & index, std::vector<uin
     return rows;
 }
 
-Transform Step::key_transform(int stream, int head) const {
-    return cache_.key_transform(head_of(stream, head));
-}
+Transform Step::key_transform(int stream, int head) const { return cache_.key_transform(head_of(stream, head)); }
 
 StagedRows Step::staged_rows(int stream, int head) const {
-    return shape_.staged ? cache_.staged(head_of(stream, head), head, stream * shape_.n_tokens, shape_.n_tokens, data_.rows) : StagedRows{};
+    return shape_.staged ? cache_.staged(head_of(stream, head), head, stream * shape_.n_tokens, shape_.n_tokens, data_.rows)
+                         : StagedRows{};
 }
 
 CellIndex Step::cell_index(int stream, int head) const {
@@ -196,8 +196,7 @@ void Step::attend_chunk(int head_item, int chunk) {
     const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), cell_index(stream, h), evicted);
     const size_t          part  = size_t(head_item) * n_chunks() + chunk;
     const Partial out = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * row_dim(c.head_dim_v)};
-    kernels().attend_few(head_of(stream, h).view, cell_index(stream, h),
-                         staged_rows(stream, h), query, cells.first, cells.last,
+    kernels().attend_few(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, cells.first, cells.last,
                          s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
 }
 
@@ -236,8 +235,7 @@ void Step::attend_block(int head_item, int block) {
     std::vector<uint16_t> evicted;
     const QueryRows       query = visible(gather(stream, h, first, n, q, slope), cell_index(stream, h), evicted);
     const Partial         out   = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
-    kernels().attend_many(head_of(stream, h).view, cell_index(stream, h),
-                          staged_rows(stream, h), query, 0, shape_.n_kv, out);
+    kernels().attend_many(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, 0, shape_.n_kv, out);
     for (int row = 0; row < rows; row++) {
         write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * dim_v, s.m, s.l);
     }
@@ -287,8 +285,8 @@ void Step::probe(int item) {
             std::copy_n(one.data() + size_t(j) * dim, dim, q + (size_t(j) * n + i) * dim);
         }
     }
-    kernels().score(head_of(stream, h).view, cell_index(stream, h),
-                    staged_rows(stream, h), query, first, last, logits - first, width);
+    kernels().score(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, first, last, logits - first,
+                    width);
     for (int row = 0; row < rows; row++) {
         const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + tokens[row % n];
         if (s.l[at] > 0.0f) {

@@ -31,7 +31,7 @@ struct StepData {
     RowSource        rows;            // the staged rows, where they do not wait in the staging
     float *          copy  = nullptr; // where out is copied to once all rows were read, or null
     float            scale = 1, max_bias = 0, softcap = 0;
-    int              q_block = 0, out_block = 0; // queries are still to be rotated, in blocks of so many values; so is what goes out
+    int q_block = 0, out_block = 0; // queries are still to be rotated, in blocks of so many values; so is what goes out
 };
 
 struct CellRange {
@@ -110,8 +110,8 @@ private:
         std::atomic<bool> left{false};  // its commit is left to whoever ends its last item
         std::atomic<bool> ended{false}; // somebody commits it
     };
-    std::vector<Head>           heads_;    // [n_heads]
-    std::unique_ptr<Progress[]> progress_; // [n_heads]
+    std::vector<Head>           heads_;     // [n_heads]
+    std::unique_ptr<Progress[]> progress_;  // [n_heads]
     std::atomic<int>            to_end_{0}; // heads that are not committed
 };
 

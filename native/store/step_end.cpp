@@ -86,8 +86,8 @@ void Step::commit_staged(int head_item) {
 
 // The micro-batch's queries of all query heads of a KV head, into what is known of the queries.
 void Step::add_queries(int stream, int head) const {
-    const int dim = row_dim(cache_.shape().head_dim_k), rows = group();
-    float *   q  = query_buffer(size_t(rows) * dim + rows);
+    const int    dim = row_dim(cache_.shape().head_dim_k), rows = group();
+    float *      q  = query_buffer(size_t(rows) * dim + rows);
     const Head & of = head_of(stream, head);
     for (int t = 0; t < shape_.n_tokens; t++) {
         gather(stream, head, t, 1, q, q + size_t(rows) * dim);
