@@ -105,10 +105,8 @@ struct Avx2 {
             const B first = _mm256_setr_epi64x(0, p, 2 * p, 3 * p);
             bits = _mm256_srlv_epi64(_mm256_set1_epi64x(eight), _mm256_add_epi64(first, _mm256_set1_epi64x(4 * p * j)));
         } else {
-            int32_t four;
-            memcpy(&four, x, 4);
-            bits =
-                _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
+            bits = _mm256_srlv_epi32(_mm256_set1_epi32(int32_t(load_4(x))),
+                                     _mm256_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
         }
         return _mm256_and_si256(bits, mask);
     }
@@ -140,11 +138,7 @@ struct Avx2 {
     }
 
     // Four int8 in every lane.
-    static I spread(const int8_t * x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return _mm256_set1_epi32(word);
-    }
+    static I spread(const int8_t * x) { return _mm256_set1_epi32(int32_t(load_4(x))); }
 
     // Sums of dots: pairs of 16 bits, which hold so many of them.
     static constexpr int dot_steps(int most) { return 32767 / (2 * 127 * most); }
@@ -154,12 +148,7 @@ struct Avx2 {
 
     static __m128i load_16(const uint8_t * x) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(x)); }
     static __m128i load_8(const uint8_t * x) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)); }
-    static int32_t load_4(const uint8_t * x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return word;
-    }
-    static I pair(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
+    static I       pair(__m128i low, __m128i high) { return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1); }
 
     // words[k], lane i: bytes 4 * k .. 4 * k + 4 of row(i).
     template <int n_words, class Row> static void load_cells(const Row & row, I * words) {

@@ -119,7 +119,7 @@ struct Avx512 {
             bits =
                 _mm512_srlv_epi64(_mm512_set1_epi64(eight), _mm512_setr_epi64(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p));
         } else {
-            bits = _mm512_srlv_epi32(_mm512_set1_epi32(load_4(x)),
+            bits = _mm512_srlv_epi32(_mm512_set1_epi32(int32_t(load_4(x))),
                                      _mm512_setr_epi32(0, p, 2 * p, 3 * p, 4 * p, 5 * p, 6 * p, 7 * p, 0, 0, 0, 0, 0, 0, 0, 0));
         }
         return _mm512_and_si512(bits, _mm512_set1_epi8((1 << p) - 1));
@@ -149,11 +149,7 @@ struct Avx512 {
         }
     }
 
-    static I spread(const int8_t * x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return _mm512_set1_epi32(word);
-    }
+    static I spread(const int8_t * x) { return _mm512_set1_epi32(int32_t(load_4(x))); }
 
     static constexpr int dot_steps(int) { return 1 << 16; }
     static I             no_dots() { return _mm512_setzero_si512(); }
@@ -162,11 +158,6 @@ struct Avx512 {
 
     static __m128i load_16(const uint8_t * x) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(x)); }
     static __m128i load_8(const uint8_t * x) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)); }
-    static int32_t load_4(const uint8_t * x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return word;
-    }
 
     template <int n_words, class Row> static void load_cells(const Row & row, I * words) {
         if constexpr (n_words == 1) {

@@ -30,6 +30,12 @@ template <class Work> static void reserve(Work & work) {
     work.lay_out(scratch);
 }
 
+static inline uint32_t load_4(const void * x) {
+    uint32_t word;
+    memcpy(&word, x, 4);
+    return word;
+}
+
 template <int n> struct Number {
     static constexpr int value = n;
 };

@@ -120,11 +120,7 @@ struct Neon {
         }
     }
 
-    static I spread(const int8_t * x) {
-        int32_t word;
-        memcpy(&word, x, 4);
-        return vdupq_n_s32(word);
-    }
+    static I spread(const int8_t * x) { return vdupq_n_s32(int32_t(load_4(x))); }
 
     static constexpr int dot_steps(int) { return 1 << 16; }
     static I             no_dots() { return vdupq_n_s32(0); }
@@ -132,12 +128,6 @@ struct Neon {
         return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(word));
     }
     static I whole_dots(I sum) { return sum; }
-
-    static uint32_t load_4(const uint8_t * x) {
-        uint32_t word;
-        memcpy(&word, x, 4);
-        return word;
-    }
 
     template <int n_words, class Row> static void load_cells(const Row & row, I * words) {
         if constexpr (n_words == 1) {
