@@ -13,25 +13,33 @@ from mikv_cpp.errors import ConfigError
 _CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Bad options become a ConfigError, one sentence like every other."""
+
     def error(self, message: str) -> NoReturn:
+        """Called by argparse for whatever it does not understand."""
         raise ConfigError(f"{message}: see --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `python -m mikv_cpp.run`."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m mikv_cpp.run",
         description="Run a GGUF model with a mixed-precision KV cache. Without a prompt, at a terminal, it chats.",
         epilog="A prompt goes through the model's chat template if it has one; --raw continues the plain text instead.",
     )
-    parser.add_argument("model", nargs="?", help="a GGUF file; without one, SmolLM2-135M-Instruct is fetched once (93 MB)")
+    add_model(parser)
     _add_prompt(parser)
     _add_sampling(parser)
-    _add_cache(parser)
-    _add_machine(parser)
+    add_cache(parser)
+    add_machine(parser)
     _add_output(parser)
     return parser
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model, which may be left out."""
+    parser.add_argument("model", nargs="?", help="a GGUF file; without one, SmolLM2-135M-Instruct is fetched once (93 MB)")
 
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +67,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-s", "--seed", type=int, default=-1, metavar="N", help="-1: another one each time")
 
 
-def _add_cache(parser: argparse.ArgumentParser) -> None:
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """The words about the cache, for every command that loads a model."""
     group = parser.add_argument_group("KV cache")
     presets = ", ".join([*KVConfig.presets(), "off"])
     group.add_argument(
@@ -83,7 +92,8 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """The words about the machine, for every command that loads a model."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "-t", "--threads", type=int, default=0, metavar="N", help="default: every processor this process may use"
@@ -122,7 +132,7 @@ def kv_setting(options: argparse.Namespace) -> Optional[KVConfig]:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse numbers that llama.cpp would stumble over.
+    """Refuse numbers that llama.cpp would stumble over, of those options that the command has.
 
     Raises:
         ConfigError: one of them.
@@ -135,7 +145,7 @@ def check_numbers(options: argparse.Namespace) -> None:
         ("n_predict", -1),
         ("top_k", 0),
     ):
-        value = getattr(options, name)
+        value = getattr(options, name, least)
         if value < least or value > 2**31 - 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value} is not possible: use {least} or more")
     for name, least_float, largest in (
@@ -144,10 +154,10 @@ def check_numbers(options: argparse.Namespace) -> None:
         ("min_p", 0.0, 1.0),
         ("repeat_penalty", 0.0, 100.0),
     ):
-        number = getattr(options, name)
+        number = getattr(options, name, largest)
         if not least_float <= number <= largest:
             raise ConfigError(f"--{name.replace('_', '-')} {number} is not possible: use {least_float:g} to {largest:g}")
-    if not -1 <= options.seed < 2**32:
+    if not -1 <= getattr(options, "seed", -1) < 2**32:
         raise ConfigError(f"--seed {options.seed} is not possible: use -1 to {2**32 - 1}")
 
 

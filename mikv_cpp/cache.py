@@ -43,6 +43,10 @@ class KVStats:
     Attributes:
         bytes_total: memory allocated for the cache, all metadata included.
         bytes_f16: what llama.cpp's f16 cache of the same cells takes.
+        bytes_base: of bytes_total, codes, scales and minima of every cell at base precision.
+        bytes_refined: of bytes_total, refinement and exact rows.
+        bytes_metadata: of bytes_total, block means, slot maps, scores and cell tables.
+        bytes_staging: of bytes_total, the micro-batch at work, shared by all layers.
         bytes_used: of bytes_total, what the tokens held now take.
         bytes_used_f16: the tokens held now, in f16.
         bits_per_value: bytes_total in bits, for each value that the cache can hold.
@@ -61,6 +65,10 @@ class KVStats:
 
     bytes_total: int
     bytes_f16: int
+    bytes_base: int
+    bytes_refined: int
+    bytes_metadata: int
+    bytes_staging: int
     bytes_used: int
     bytes_used_f16: int
     bits_per_value: float
@@ -83,7 +91,26 @@ class KVStats:
 def plain_stats(bytes_total: int, n_cells: int, n_tokens: int, note: str) -> KVStats:
     """Stats of llama.cpp's own f16 cache."""
     used = bytes_total * min(n_tokens, n_cells) // max(n_cells, 1)
-    return KVStats(bytes_total, bytes_total, used, used, 16.0, n_tokens, float(n_tokens), 0.0, 0.0, 0, 0.0, 0.0, 0.0, [], note)
+    return KVStats(
+        bytes_total=bytes_total,
+        bytes_f16=bytes_total,
+        bytes_base=0,
+        bytes_refined=bytes_total,
+        bytes_metadata=0,
+        bytes_staging=0,
+        bytes_used=used,
+        bytes_used_f16=used,
+        bits_per_value=16.0,
+        tokens=n_tokens,
+        tokens_exact=float(n_tokens),
+        tokens_refined=0.0,
+        tokens_base=0.0,
+        demotions=0,
+        mass_exact=0.0,
+        mass_refined=0.0,
+        mass_base=0.0,
+        note=note,
+    )
 
 
 class KVCache:
@@ -129,6 +156,10 @@ class KVCache:
         return KVStats(
             bytes_total=bytes_total,
             bytes_f16=bytes_f16,
+            bytes_base=_total(parts, "bytes_base"),
+            bytes_refined=_total(parts, "bytes_refined"),
+            bytes_metadata=_total(parts, "bytes_metadata"),
+            bytes_staging=_total(parts, "bytes_staging"),
             bytes_used=_total(parts, "bytes_used"),
             bytes_used_f16=_total(parts, "bytes_used_f16"),
             bits_per_value=16.0 * bytes_total / bytes_f16 if bytes_f16 else 0.0,

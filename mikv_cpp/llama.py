@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Optional, Union
 
 from mikv_cpp.plugin import ErrorLog, check_version, device_list, mikv_device, native_library, plain_devices
@@ -14,7 +15,10 @@ from mikv_cpp.plugin import ErrorLog, check_version, device_list, mikv_device, n
 # isort: split
 import llama_cpp
 import llama_cpp.llama_cpp as api
+import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+from llama_cpp.llama_grammar import LlamaGrammar
+from numpy.typing import NDArray
 
 from mikv_cpp.cache import KVCache, KVStats, plain_stats
 from mikv_cpp.config import KVSetting, resolve_config
@@ -168,13 +172,17 @@ class Llama(llama_cpp.Llama):
         """As llama_cpp.Llama.generate, and right for sliding windows too: a window that has moved on cannot be rolled back."""
         tokens = list(tokens)
         if kwargs.get("reset", True) and self.n_tokens and self._lost_by_rollback(self._reusable(tokens)):
-            self.n_tokens = 0
-            api.llama_memory_clear(api.llama_get_memory(self.ctx), True)
+            self.forget()
         return super().generate(tokens, *args, **kwargs)
+
+    def forget(self) -> None:
+        """Empty the cache."""
+        self.reset()  # type: ignore[no-untyped-call]
+        api.llama_memory_clear(api.llama_get_memory(self.ctx), True)
 
     def _reusable(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` the cache holds already."""
-        return int(self.longest_token_prefix(self._input_ids.tolist(), tokens))
+        return int(self.longest_token_prefix(self._input_ids[: len(tokens)].tolist(), tokens))
 
     def _lost_by_rollback(self, n_kept: int) -> bool:
         window = api.llama_model_n_swa(self.model)
@@ -185,8 +193,10 @@ class Llama(llama_cpp.Llama):
 
     # --- text ---------------------------------------------------------------------------------------------------------------
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def chat_tokens(self, messages: Sequence[dict[str, Any]], tools: Optional[Sequence[dict[str, Any]]] = None) -> list[int]:
         """Tokens of a conversation in the model's own chat template, up to where the answer begins.
+
+        tools: offered to the model, in OpenAI's form, as far as the template speaks of tools.
 
         Raises:
             ConfigError: the model has no template, or it refuses the messages.
@@ -196,7 +206,8 @@ class Llama(llama_cpp.Llama):
             raise ConfigError(f"model {self.model_file.name!r} has no chat template: use plain completion (--raw)")
         texts = [self._model.token_get_text(token) if token >= 0 else "" for token in (self.token_eos(), self.token_bos())]
         try:
-            filled = Jinja2ChatFormatter(template, eos_token=texts[0], bos_token=texts[1])(messages=list(messages))  # type: ignore[arg-type]
+            fill = Jinja2ChatFormatter(template, eos_token=texts[0], bos_token=texts[1])
+            filled = fill(messages=list(messages), tools=list(tools) if tools else None)  # type: ignore[arg-type]
         except Exception as error:  # a template is a program by others: whatever it raises, it is about these messages
             raise ConfigError(
                 f"the model's chat template refuses these messages ({error}): change them, or use --raw"
@@ -206,6 +217,10 @@ class Llama(llama_cpp.Llama):
     def is_end(self, token: int) -> bool:
         """Whether a token ends the model's turn."""
         return bool(api.llama_vocab_is_eog(self._model.vocab, token))
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary spells a token: "<|im_end|>"."""
+        return str(self._model.token_get_text(token))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; part of a UTF-8 character perhaps, nothing for a control token."""
@@ -266,3 +281,30 @@ def _settle(kwargs: dict[str, Any], logical_type: str) -> dict[str, Any]:
                 f'{name}={kwargs[name]!r} cannot be combined with a mixed-precision cache: leave it out, or use kv="off"'
             )
     return {**kwargs, "n_gpu_layers": -1, "flash_attn": True, "offload_kqv": True, "type_k": logical, "type_v": logical}
+
+
+def bias_processor(bias: Mapping[int, float]) -> llama_cpp.LogitsProcessorList:
+    """What `generate` takes to have these added to the logits of these tokens."""
+    tokens, values = np.array(list(bias)), np.array(list(bias.values()), dtype=np.float32)
+
+    def add(_tokens: NDArray[np.intc], logits: NDArray[np.single]) -> NDArray[np.single]:
+        logits[tokens] += values
+        return logits
+
+    return llama_cpp.LogitsProcessorList([add])
+
+
+def json_grammar(schema: dict[str, Any]) -> LlamaGrammar:
+    """llama.cpp's grammar of the JSON texts that a schema describes.
+
+    Raises:
+        ConfigError: it has something that llama.cpp cannot make a grammar of.
+    """
+    try:
+        return LlamaGrammar.from_json_schema(json.dumps(schema), verbose=False)
+    except Exception as error:  # the converter raises whatever it stumbles over
+        raise ConfigError(f"the JSON schema cannot be used ({type(error).__name__}: {error}): simplify it") from error
+
+
+#: Ways to make one embedding of a text's tokens, by llama.cpp's numbers.
+POOLINGS = {"mean": 1, "cls": 2, "last": 3}

@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Optional
 from mikv_cpp import arguments, report
 from mikv_cpp.answer import Answer, Speed, answer
 from mikv_cpp.chat import Chat, Conversation
-from mikv_cpp.config import KVConfig
 from mikv_cpp.errors import ConfigError, MikvError
-from mikv_cpp.model_file import ModelFile, read_model_file
-from mikv_cpp.models import default_model
-from mikv_cpp.plan import largest_context, n_cells
-from mikv_cpp.terminal import Bar, quiet
+from mikv_cpp.loading import find_model, load, say
+from mikv_cpp.model_file import ModelFile
+from mikv_cpp.terminal import Bar
 
 if TYPE_CHECKING:
     from mikv_cpp.llama import Llama
-
-_DEFAULT_CONTEXT = 4096  # of a model that does not say for what context it was trained
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -50,8 +46,10 @@ def _run(options: argparse.Namespace) -> int:
     arguments.check_numbers(options)
     config = arguments.kv_setting(options)
     prompt = _read_prompt(options)
-    model = read_model_file(_find_model(options))
-    llm = _load(options, model, config)
+    model = find_model(options)
+    llm = load(options, model, config)
+    if options.seed >= 0:
+        llm.set_seed(options.seed)
     try:
         conversation = Conversation(llm, options.system_prompt, _is_raw(options, model), options.n_predict)
         session = _Session(options, llm)
@@ -90,49 +88,10 @@ def _read_prompt(options: argparse.Namespace) -> Optional[str]:
     return prompt
 
 
-def _find_model(options: argparse.Namespace) -> Path:
-    if options.model is not None:
-        return Path(options.model)
-    with Bar("fetching SmolLM2-135M", "B", scale=True) as bar:
-        return default_model(bar)
-
-
 def _is_raw(options: argparse.Namespace, model: ModelFile) -> bool:
     if not options.raw and not model.has_chat_template:
-        _say(f"{model.name} has no chat template: what you write is continued as plain text")
+        say(f"{model.name} has no chat template: what you write is continued as plain text")
     return options.raw or not model.has_chat_template
-
-
-def _load(options: argparse.Namespace, model: ModelFile, config: Optional[KVConfig]) -> Llama:
-    # Only now: help and bad options should be answered without llama.cpp.
-    from mikv_cpp.llama import Llama  # noqa: PLC0415
-    from mikv_cpp.plugin import native_library, silence_log  # noqa: PLC0415
-
-    if not options.verbose:
-        silence_log()
-    n_ctx = options.ctx_size
-    if n_ctx == 0:
-        wanted = model.n_ctx_train or _DEFAULT_CONTEXT
-        n_ctx = largest_context(native_library() if config else None, model, config, wanted)
-        if n_ctx < wanted:
-            _say(f"context {n_ctx} of the model's {wanted} tokens, as far as memory allows (-c asks for more)")
-    threads = arguments.n_threads(options)
-    with Bar("loading", "%", enabled=not options.verbose) as bar:
-        llm = Llama(
-            model.path,
-            kv=config or "off",
-            on_load=bar.share,
-            n_ctx=n_cells(n_ctx),
-            n_batch=options.batch_size,
-            n_ubatch=options.ubatch_size,
-            n_threads=threads,
-            n_threads_batch=threads,
-            swa_full=False,  # llama.cpp's own default: windowed layers keep their window, not the whole context
-            verbose=options.verbose,
-        )
-    if options.seed >= 0:
-        llm.set_seed(options.seed)
-    return llm
 
 
 class _Session:
@@ -164,13 +123,9 @@ class _Session:
         """The line at the end, and the table that --stats asks for."""
         stats = self._llm.kv_stats()
         if self._options.stats:
-            _say(report.layer_table(stats))
+            say(report.layer_table(stats))
         if not self._options.json:
-            _say(report.closing_line(stats, self._speed))
-
-
-def _say(text: str) -> None:
-    print(quiet(text), file=sys.stderr, flush=True)
+            say(report.closing_line(stats, self._speed))
 
 
 def _fail(sentence: str, status: int) -> int:
