@@ -15,6 +15,10 @@ from mikv_cpp.llama import Llama
 
 T = TypeVar("T")
 
+#: A shorter common beginning, such as the template's own words, is read again: its tokens may have lost their refinement to a
+#: conversation that is over, and what is left of that would go on holding refinement until it is overwritten.
+WORTH_KEEPING = 64
+
 
 class Cancelled(Exception):  # noqa: N818 - nobody's error: the client went away, or the server stops
     """The answer is not wanted any more."""
@@ -71,7 +75,10 @@ class ServedLlama(Llama):
         if len(tokens) > most:
             raise PromptTooLong(len(tokens), most)
         n_cached = min(self._reusable(tokens), len(tokens) - 1)
-        self.usage = usage = Usage(len(tokens), 0 if self._lost_by_rollback(n_cached) else n_cached)
+        if n_cached < min(WORTH_KEEPING, self.n_tokens) or self._lost_by_rollback(n_cached):
+            self.forget()
+            n_cached = 0
+        self.usage = usage = Usage(len(tokens), n_cached)
         last = time.perf_counter()
         for token in super().generate(tokens, *args, **kwargs):
             now = time.perf_counter()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mikv_cpp.answer import context_size
 from mikv_cpp.llama import Llama
 
+EXACT = 16  #: bits of a row that is kept exact
 LEVELS_PER_BIT = 10  #: levels of the map are tenths of a bit
 
 
@@ -31,6 +32,8 @@ class Window:
 def picture(llm: Llama, window: Window) -> dict[str, Any]:
     """What the cache holds now. Not to be asked while llama_decode works.
 
+    held: tokens by precision, means over layers and heads, and how many cells hold tokens that were taken back (an answer that
+        was regenerated): `kv` counts these until they are overwritten.
     map: levels as base64 of uint8 [rows, columns], 10 for each bit of a token's key, the mean where a column has several
         tokens, 0 where it has none; `rows` says the (layer, KV head) of each. None with llama.cpp's own cache.
     text: of each token from `first` on: its piece of text, whether it is a control token, the mean bits of its keys over
@@ -45,6 +48,7 @@ def picture(llm: Llama, window: Window) -> dict[str, Any]:
         "context": context_size(llm),
         "tokens": n_tokens,
         "kv": stats.to_dict(),
+        "held": _held(llm, bits, stats.tokens - n_tokens) if rows else None,
         "map": _map(bits, rows, window.columns) if rows else None,
         "text": _text(llm, bits, scores, window),
     }
@@ -66,6 +70,14 @@ def _rows(llm: Llama) -> tuple[NDArray[np.uint8], NDArray[np.float32], list[tupl
     if not rows:
         return np.zeros((0, n_tokens), np.uint8), np.zeros((0, n_tokens), np.float32), []
     return np.stack(bits), np.stack(scores), rows
+
+
+def _held(llm: Llama, bits: NDArray[np.uint8], n_taken_back: int) -> dict[str, float]:
+    exact = bits == EXACT
+    refined = (bits > _base_bits(llm)) & ~exact
+    by_tier = {"exact": exact, "refined": refined, "base": ~(exact | refined)}
+    means = {name: round(float(rows.sum()) / bits.shape[0], 2) for name, rows in by_tier.items()}
+    return {**means, "taken_back": max(n_taken_back, 0)}
 
 
 def _map(bits: NDArray[np.uint8], rows: list[tuple[int, int]], columns: int) -> dict[str, Any]:
@@ -96,8 +108,8 @@ def _text(llm: Llama, bits: NDArray[np.uint8], scores: NDArray[np.float32], wind
         base = _base_bits(llm)
         shown = bits[:, part]
         out["bits"] = _rounded(shown.mean(axis=0), 2)
-        out["exact"] = _rounded((shown == 16).mean(axis=0), 3)
-        out["refined"] = _rounded(((shown > base) & (shown < 16)).mean(axis=0), 3)
+        out["exact"] = _rounded((shown == EXACT).mean(axis=0), 3)
+        out["refined"] = _rounded(((shown > base) & (shown < EXACT)).mean(axis=0), 3)
         out["importance"] = _rounded(scores[:, part].mean(axis=0), 5)
     return out
 

@@ -29,6 +29,10 @@ class FakeLibrary:
         sizes = {
             "bytes_total": 100 * n,
             "bytes_f16": 400 * n,
+            "bytes_base": 60 * n,
+            "bytes_refined": 30 * n,
+            "bytes_metadata": 7 * n,
+            "bytes_staging": 3 * n,
             "bytes_used": 50 * n,
             "bytes_used_f16": 250 * n,
             "bytes_scratch": 7,
@@ -61,6 +65,7 @@ def kv() -> KVCache:
 def test_stats_of_several_caches_add_up(kv: KVCache) -> None:
     stats = kv.stats()
     assert (stats.bytes_total, stats.bytes_f16, stats.bytes_used, stats.bytes_used_f16) == (300, 1200, 150, 750)
+    assert (stats.bytes_base, stats.bytes_refined, stats.bytes_metadata, stats.bytes_staging) == (180, 90, 21, 9)
     assert stats.bits_per_value == 4.0
     assert (stats.tokens, stats.tokens_exact, stats.tokens_refined, stats.tokens_base) == (5, 1.0, 2.0, 2.0)
     assert stats.demotions == 3

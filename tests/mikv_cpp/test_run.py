@@ -20,8 +20,8 @@ Writer = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 KV_FIELDS = {
     "bytes_total", "bytes_f16", "bytes_base", "bytes_refined", "bytes_metadata", "bytes_staging", "bytes_used",
-    "bytes_used_f16", "bits_per_value", "tokens", "tokens_exact", "tokens_refined", "tokens_base", "demotions", "mass_exact", "mass_refined",
-    "mass_base", "by_layer", "note",
+    "bytes_used_f16", "bits_per_value", "tokens", "tokens_exact", "tokens_refined", "tokens_base", "demotions",
+    "mass_exact", "mass_refined", "mass_base", "by_layer", "note",
 }  # fmt: skip
 
 

@@ -43,6 +43,18 @@ def test_map_of_single_tokens(filled: Served) -> None:
     assert text["importance"] == pytest.approx(scores.tolist(), abs=1e-5)
 
 
+def test_tokens_that_were_taken_back_are_told_apart(filled: Served) -> None:
+    stats = filled.llm.kv.stats()
+    held = filled.http().get("/kv").json()["held"]
+    assert held["taken_back"] == 0
+    tiers = (held["exact"], held["refined"], held["base"])
+    assert tiers == pytest.approx((stats.tokens_exact, stats.tokens_refined, stats.tokens_base), abs=0.01)
+    filled.http().post("/v1/completions", json={"prompt": "waves" * 20, "max_tokens": 1})
+    held = filled.http().get("/kv").json()["held"]
+    assert held["taken_back"] == 303 - 100
+    assert held["exact"] + held["refined"] + held["base"] == pytest.approx(100, abs=0.02)
+
+
 def test_columns_are_means(filled: Served) -> None:
     single = _levels(filled.http().get("/kv", params={"columns": 4096}).json())
     shown = filled.http().get("/kv", params={"columns": 50}).json()
@@ -72,12 +84,13 @@ def test_control_tokens_are_told_apart(server: Served) -> None:
 
 def test_while_an_answer_is_made(serve: Start) -> None:
     served = serve()
-    body = {"model": "m", "prompt": "x", "max_tokens": 800, "stream": True, "logit_bias": {"258": -100}}
+    http = served.http()  # to make one takes longer than many tokens
+    body = {"model": "m", "prompt": "x", "max_tokens": 1000, "stream": True, "logit_bias": {"258": -100}}
     stream = served.client().completions.create(**body)
     next(iter(stream))
     seen = []
     for _ in range(3):
-        shown = served.http().get("/kv").json()
+        shown = http.get("/kv").json()
         seen.append((shown["tokens"], shown["busy"]))
         time.sleep(0.01)
     stream.close()
