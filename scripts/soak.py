@@ -3,8 +3,8 @@
 
     python scripts/soak.py model.gguf --minutes 5 --clients 8        options of the server may follow
 
-Starts `python -m mikv_cpp.serve` and asks it with OpenAI's client: whole and streamed answers, conversations that go on, answers
-that are given up, and requests that are wrong. Prints one JSON object; fails when an answer is lost or memory grows.
+Starts `python -m mikv_cpp.serve` and asks it with OpenAI's client: whole and streamed answers, conversations that go on,
+answers that are given up, and requests that are wrong. Prints one JSON object; fails when an answer is lost or memory grows.
 """
 
 from __future__ import annotations

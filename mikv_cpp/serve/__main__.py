@@ -27,8 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `python -m mikv_cpp.serve`."""
     parser = arguments.Parser(
         prog="python -m mikv_cpp.serve",
-        description="Serve a GGUF model with a mixed-precision KV cache: OpenAI's API under /v1, a page with a chat and the cache "
-        "as it fills at /, the same as JSON at /kv, and /metrics for Prometheus.",
+        description="Serve a GGUF model with a mixed-precision KV cache: OpenAI's API under /v1, a page with a chat and "
+        "the cache as it fills at /, the same as JSON at /kv, and /metrics for Prometheus.",
     )
     arguments.add_model(parser)
     group = parser.add_argument_group("server")
