@@ -7,7 +7,7 @@ import os
 from typing import Any, NoReturn, Optional
 
 from mikv_cpp.answer import Sampling
-from mikv_cpp.config import DEFAULT_PRESET, POLICIES, KVConfig, named_config
+from mikv_cpp.config import AUTOMATIC, DEFAULT_PRESET, POLICIES, KVConfig, named_config
 from mikv_cpp.errors import ConfigError
 
 _CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
@@ -77,7 +77,11 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"one of {presets}, or a profile's .toml file (default %(default)s)",
     )
-    group.add_argument("--budget", metavar="BYTES", help='bytes it may take: "25%%" of the f16 cache, 1.5GiB, 800MB')
+    group.add_argument(
+        "--budget",
+        metavar="BYTES",
+        help='bytes it may take: "25%%" of the f16 cache, 1.5GiB, 800MB; auto: the best preset that free memory has room for',
+    )
     group.add_argument("--k-bits", type=int, metavar="N", help="bits of a key that is not refined: 2, 3, 4")
     group.add_argument("--v-bits", type=int, metavar="N", help="the same for a value")
     group.add_argument("--refined-bits", type=int, metavar="N", help="bits of a refined token: 4, 5, 6, 8")
@@ -113,12 +117,23 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log, and tracebacks")
 
 
+def is_automatic(options: argparse.Namespace) -> bool:
+    """Whether the cache is to be chosen by the memory that is free."""
+    return bool(options.budget == AUTOMATIC)
+
+
 def kv_setting(options: argparse.Namespace) -> Optional[KVConfig]:
-    """The cache that the options ask for; None for llama.cpp's own.
+    """The cache that the options ask for, before the memory is known; None for llama.cpp's own.
 
     Raises:
         ConfigError: a value that cannot be used, alone or with the others.
     """
+    if is_automatic(options):
+        given = [name for name in _CACHE_FIELDS if name != "budget" and getattr(options, name) is not None]
+        if given or options.kv != DEFAULT_PRESET:
+            other = given[0].replace("_", "-") if given else "kv"
+            raise ConfigError(f"--budget auto chooses the preset itself: leave --{other} out, or give a budget in bytes")
+        return KVConfig()
     changes: dict[str, Any] = {name: getattr(options, name) for name in _CACHE_FIELDS if getattr(options, name) is not None}
     if options.kv == "off":
         if changes:

@@ -271,6 +271,9 @@ PRESETS: dict[str, KVConfig] = {
 
 DEFAULT_PRESET = "mikv"
 
+#: The cache that the free memory decides: `Llama(kv="auto")`, `--budget auto`; see mikv_cpp.plan.choice.
+AUTOMATIC = "auto"
+
 #: How the name of a profile's file ends.
 PROFILE = ".toml"
 

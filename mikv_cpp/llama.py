@@ -21,10 +21,11 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from numpy.typing import NDArray
 
 from mikv_cpp.cache import KVCache, KVStats, plain_stats
-from mikv_cpp.config import KVSetting, resolve_config
+from mikv_cpp.config import AUTOMATIC, KVConfig, KVSetting, resolve_config
 from mikv_cpp.errors import ConfigError, ModelError, StateError
 from mikv_cpp.model_file import ModelFile, read_model_file
 from mikv_cpp.plan import Plan, check_memory, n_cells, plan_cache
+from mikv_cpp.plan.choice import choose_for_this_machine
 
 _ALL_LAYERS = 0x7FFFFFFF
 _making = threading.Lock()  # a device's configuration belongs to the next cache on it: one is made at a time
@@ -39,8 +40,8 @@ class Llama(llama_cpp.Llama):
 
     Args:
         model_path: a GGUF file.
-        kv: a KVConfig, the name of a preset or of a profile's .toml file, None for the preset "mikv", or "off" for
-            llama.cpp's own cache.
+        kv: a KVConfig, the name of a preset or of a profile's .toml file, None for the preset "mikv", "off" for
+            llama.cpp's own cache, or "auto" for the best preset that the free memory has room for.
         on_load: called with the share of the model that is loaded, 0 to 1.
         kwargs: everything else that llama_cpp.Llama takes.
 
@@ -62,7 +63,6 @@ class Llama(llama_cpp.Llama):
         self.on_prompt: Optional[Callable[[int, int], None]] = None
         check_version()
         self._kv_setting: KVSetting = "off" if kv is None and kwargs.get("embedding") else kv
-        self.kv_config = resolve_config(self._kv_setting)
         self.model_file: ModelFile = read_model_file(model_path)
         self._stopped: Optional[BaseException] = None  # what on_load raised, such as Ctrl-C: it cannot pass through llama.cpp
         self._progress = api.llama_progress_callback(self._pass_on(on_load)) if on_load else None
@@ -70,6 +70,10 @@ class Llama(llama_cpp.Llama):
         if n_ctx < 1:
             raise ConfigError(f"n_ctx={kwargs['n_ctx']} is not possible: use a positive number of tokens, or 0 for the model's")
         self._cache: Optional[KVCache] = None
+        if self._kv_setting == AUTOMATIC:
+            self.kv_config: Optional[KVConfig] = choose_for_this_machine(native_library(), self.model_file, n_ctx).config
+        else:
+            self.kv_config = resolve_config(self._kv_setting)
         if self.kv_config is None:
             check_memory(self.model_file.f16_bytes(n_cells(n_ctx)) if self.model_file.is_plain_attention else 0, n_ctx)
             self._devices = device_list(plain_devices())

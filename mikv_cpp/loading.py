@@ -50,6 +50,21 @@ def context_of(options: argparse.Namespace, model: ModelFile, config: Optional[K
     return n_cells(n_ctx)
 
 
+def _chosen(options: argparse.Namespace, model: ModelFile) -> tuple[KVConfig, int]:
+    """Preset and context of --budget auto; the plan is said before the model is loaded.
+
+    Raises:
+        BudgetError: the context that was asked for does not fit.
+    """
+    from mikv_cpp.plan.choice import choose_for_this_machine  # noqa: PLC0415 - beside the library
+    from mikv_cpp.plugin import native_library  # noqa: PLC0415 - as above
+
+    wanted = n_cells(options.ctx_size or model.n_ctx_train or _DEFAULT_CONTEXT)
+    choice = choose_for_this_machine(native_library(), model, wanted, shorten=options.ctx_size == 0)
+    say(choice.sentence())
+    return choice.config, choice.n_ctx
+
+
 def load(
     options: argparse.Namespace,
     model: ModelFile,
@@ -71,7 +86,10 @@ def load(
 
     if not options.verbose:
         silence_log()
-    n_ctx = context_of(options, model, config)
+    if arguments.is_automatic(options):
+        config, n_ctx = _chosen(options, model)
+    else:
+        n_ctx = context_of(options, model, config)
     threads = arguments.n_threads(options)
     with Bar("loading", "%", enabled=not options.verbose) as bar:
         return (kind or Llama)(

@@ -98,6 +98,8 @@ def resident_mib(process: subprocess.Popen[str]) -> float:
 
 def soak(url: str, server: subprocess.Popen[str], options: argparse.Namespace) -> dict[str, Any]:
     """What came of it."""
+    first = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
+    first.completions.create(model="m", prompt=[1] * 2000, max_tokens=40)  # pages of the whole cache are there from now on
     start = time.monotonic()
     clients = [Client(number, url, start + 60 * options.minutes) for number in range(options.clients)]
     for client in clients:

@@ -26,7 +26,7 @@ came down and I started the horn, one long blast each minute. At eleven a steame
 The lens wants cleaning, the clockwork that turns it runs four seconds slow, and the spare mantle is cracked. My brother takes
 the watch at two. If the wind goes round to the west he should close the shutters on that side first."
 
-When did the fog come down, what did the keeper do then, and what has to be repaired? Answer, then tell what might happen next."""
+When did the fog come down, what did the keeper do then, and what has to be repaired? Answer, then tell what may happen next."""
 
 
 def _chromium() -> Optional[str]:

@@ -81,6 +81,22 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
     return Plan(config, shapes[0] if len(shapes) == 1 else None, budget_bytes, size_bytes)
 
 
+def kv_bytes(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> int:
+    """Bytes of the cache of a context, with micro-batches of 512; every layer at full length.
+
+    Raises:
+        ConfigError: a head size that cannot be stored.
+    """
+    shapes = cache_shapes(model, n_ctx)
+    kept = spread_out(_protected(library, model, config, shapes), model.n_layer)
+    return _bytes(library, replace(kept, budget=None), shapes)
+
+
+def cells_step() -> int:
+    """Contexts are multiples of so many tokens."""
+    return _CELLS_PADDING
+
+
 def largest_context(library: Optional[Library], model: ModelFile, config: Optional[KVConfig], wanted: int) -> int:
     """The largest context up to `wanted` tokens whose cache takes at most half of the memory left beside the model.
 
@@ -95,9 +111,7 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
         if library is None or config is None:
             needed = model.f16_bytes(n_cells(n_ctx))
         else:
-            shapes = cache_shapes(model, n_ctx)
-            kept = spread_out(_protected(library, model, config, shapes), model.n_layer)
-            needed = _bytes(library, replace(kept, budget=None), shapes)
+            needed = kv_bytes(library, model, config, n_ctx)
         if needed <= room:
             break
         n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING

@@ -1,0 +1,151 @@
+"""One knob: the plan's bytes are those that are taken, and the choice is the best that fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mikv_cpp import BudgetError, ConfigError, KVConfig, Llama, arguments
+from mikv_cpp.model_file import read_model_file
+from mikv_cpp.plan import __main__ as command
+from mikv_cpp.plan import choice as choice_module
+from mikv_cpp.plan import kv_bytes
+from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, choose_for_this_machine, room_for_cache
+from mikv_cpp.plugin import native_library
+
+Writer = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"head_dim": 128, "n_head_kv": 1, "n_layer": 3},
+    {"head_dim": 96, "n_head": 4, "n_head_kv": 4},
+    {"arch": "mpt", "n_head": 2, "n_head_kv": 2, "n_layer": 5},
+]
+
+
+@pytest.mark.parametrize("n_ctx", [1024, 4096, 16384])
+@pytest.mark.parametrize("sizes", MODELS, ids=["gqa", "mqa", "dim96", "alibi"])
+@pytest.mark.parametrize("preset", ["q8", "mikv-tight"])
+def test_bytes_are_those_that_are_taken(tiny_model: Writer, sizes: dict[str, Any], n_ctx: int, preset: str) -> None:
+    _check_bytes(tiny_model(**sizes, n_ctx_train=16384), n_ctx, preset)
+
+
+@pytest.mark.parametrize("n_ctx", [1024, 4096, 16384])
+def test_bytes_of_a_real_model(smollm: Path, n_ctx: int) -> None:
+    _check_bytes(smollm, n_ctx, "mikv")
+
+
+def _check_bytes(path: Path, n_ctx: int, preset: str) -> None:
+    """After the first whole micro-batch: before it, its rows have no room yet."""
+    planned = kv_bytes(native_library(), read_model_file(path), KVConfig.preset(preset), n_ctx)
+    llm = Llama(path, n_ctx=n_ctx, n_batch=512, n_ubatch=512, kv=preset, verbose=False)
+    llm.eval(list(np.arange(512) % 200 + 20))
+    assert llm.kv.stats().bytes_total == pytest.approx(planned, rel=0.01)
+    llm.close()
+
+
+def _memory_for(path: Path, room: int) -> int:
+    """Memory of which so many bytes are left for a cache."""
+    return room + read_model_file(path).size_bytes + 256 * MIB
+
+
+def test_the_best_that_fits(tiny_model: Writer) -> None:
+    path = tiny_model()
+    library, model = native_library(), read_model_file(path)
+    for tier in TIERS:
+        size = kv_bytes(library, model, KVConfig.preset(tier.preset), 4096)
+        assert choose(library, model, 4096, _memory_for(path, size)).tier is tier
+        chosen = choose(library, model, 4096, _memory_for(path, size))
+        assert chosen.size_bytes == size
+        assert tier.preset in chosen.sentence()
+    with pytest.raises(BudgetError, match=r"mikv-tight.*at most \d+ tokens"):
+        choose(library, model, 4096, _memory_for(path, size - 1))
+
+
+def test_a_refusal_names_what_works(tiny_model: Writer) -> None:
+    """The context that it names fits, and 256 tokens more do not; so does the memory."""
+    path = tiny_model()
+    library, model = native_library(), read_model_file(path)
+    memory = _memory_for(path, 300_000)
+    with pytest.raises(BudgetError) as refused:
+        choose(library, model, 8192, memory)
+    most = int(str(refused.value).split("at most ")[1].split()[0])
+    assert choose(library, model, most, memory).n_ctx == most
+    with pytest.raises(BudgetError):
+        choose(library, model, most + 256, memory)
+    assert choose(library, model, 8192, memory, shorten=True).n_ctx == most
+    enough = int(str(refused.value).split("or give ")[1].removesuffix("MiB")) * MIB
+    assert choose(library, model, 8192, enough).n_ctx == 8192
+    with pytest.raises(BudgetError):
+        choose(library, model, 8192, enough - MIB)
+    with pytest.raises(BudgetError, match="give"):
+        choose(library, model, 8192, 1000, shorten=True)
+    assert room_for_cache(model, 1000) == 0
+
+
+def test_tiers_are_as_measured() -> None:
+    texts = json.loads((ROOT / "docs" / "quality.json").read_text(encoding="utf-8"))["SmolLM2-135M-Instruct.Q4_1"]["texts"]
+    rows = [row for text in texts for row in text["rows"]]
+
+    def mean(cache: str, field: str) -> float:
+        return float(np.mean([row[field] for row in rows if row["cache"] == cache]))
+
+    for tier in TIERS[1:]:  # q8's are README's
+        assert tier.mean_kl == pytest.approx(mean(tier.preset, "mean_kl"), abs=6e-5)
+        assert tier.same_top == pytest.approx(mean(tier.preset, "same_top"), abs=6e-4)
+    for name, kl in PLAIN_KL.items():
+        assert kl == pytest.approx(mean(name, "mean_kl"), abs=6e-5)
+    assert [tier.mean_kl for tier in TIERS] == sorted(tier.mean_kl for tier in TIERS)
+
+
+# --- commands and Llama -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table(tiny_model: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tiny_model())
+    assert command.main([path, "-c", "4096", "--memory", "1GiB"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("f16", "mikv-tight", "512", "4,096", "--budget auto takes q8 for 4096 tokens"))
+    assert command.main([path, "-c", "4096", "--memory", "1GiB", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["contexts"] == [512, 1024, 2048, 4096]
+    assert table["choice"]["preset"] == "q8"
+    sizes = {row["cache"]: row["bytes"][-1] for row in table["rows"]}
+    assert sizes["f16"] == 2 * 2 * 4096 * 128 * 2
+    assert sizes["mikv-tight"] == kv_bytes(native_library(), read_model_file(path), KVConfig.preset("mikv-tight"), 4096)
+
+
+def test_nothing_fits(tiny_model: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([str(tiny_model()), "-c", "65536", "--memory", "260MiB"]) == 1
+    out = capsys.readouterr()
+    assert "mikv-tight" in out.out
+    assert out.err.startswith("error: no cache of 65536 tokens fits")
+
+
+@pytest.mark.parametrize("arguments", [["--memory", "50%"], ["--memory", "much"], ["-c", "-1"], ["missing.gguf"]])
+def test_bad_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([*arguments, "x.gguf"] if arguments[0] != "missing.gguf" else arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_automatic_chooses_by_free_memory(tiny_model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_model()
+    size = kv_bytes(native_library(), read_model_file(path), KVConfig.preset("mikv"), 2048)
+    monkeypatch.setattr(choice_module, "available_bytes", lambda: _memory_for(path, size))
+    llm = Llama(path, n_ctx=2048, kv="auto", verbose=False)
+    assert llm.kv_config == KVConfig.preset("mikv")
+    llm.close()
+    monkeypatch.setattr(choice_module, "available_bytes", lambda: None)
+    assert choose_for_this_machine(native_library(), read_model_file(path), 512).tier.preset == "mikv"
+
+
+@pytest.mark.parametrize("more", [["--kv", "q8"], ["--k-bits", "3"], ["--refined-share", "0.5"]])
+def test_automatic_and_a_choice_of_ones_own(more: list[str]) -> None:
+    with pytest.raises(ConfigError, match=f"leave {more[0]} out"):
+        arguments.kv_setting(arguments.build_parser().parse_args(["--budget", "auto", *more]))
