@@ -40,6 +40,16 @@ class Served:
         """A plain client."""
         return self.clients.enter_context(httpx.Client(base_url=self.url, timeout=60, **settings))
 
+    def slow_down(self) -> None:
+        """From now on a token takes 5 ms: time enough to do something before an answer ends."""
+        look_up = self.llm.on_eval
+
+        def slowly() -> None:
+            time.sleep(0.005)
+            look_up()
+
+        self.llm.on_eval = slowly
+
     def wait_idle(self) -> None:
         """Until the model works on nothing."""
         end = time.monotonic() + 30

@@ -144,6 +144,7 @@ def _address(served: Served) -> tuple[str, int]:
 def test_a_client_that_dies(serve: Start, stream: bool, reset: bool) -> None:
     """Its answer is not generated to the end."""
     served = serve()
+    served.slow_down()
     body = json.dumps({"prompt": "x", "max_tokens": 1000, "stream": stream, "logit_bias": ENDLESS}).encode()
     client = socket.create_connection(_address(served))
     client.sendall(
@@ -173,6 +174,7 @@ def test_an_error_of_the_model_is_one_requests(serve: Start, monkeypatch: pytest
 def test_a_server_that_stops(serve: Start) -> None:
     """Who is being answered hears of it, in the stream; who comes later gets 503."""
     served = serve()
+    served.slow_down()
     client = served.client()
     stream = client.completions.create(model="m", prompt="x", max_tokens=1000, stream=True, logit_bias=ENDLESS)
     next(iter(stream))

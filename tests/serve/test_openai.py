@@ -175,7 +175,9 @@ def test_json_of_a_schema(server: Served) -> None:
 # --- several at once ----------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_frees_the_model(server: Served) -> None:
+def test_cancel_frees_the_model(serve: Start) -> None:
+    server = serve()
+    server.slow_down()
     client = server.client()
     stream = client.chat.completions.create(messages=HELLO, max_tokens=900, stream=True, logit_bias=ENDLESS, **GREEDY)
     for _, _chunk in zip(range(3), stream):

@@ -162,6 +162,7 @@ def test_a_narrow_window(server: Served, open_page: Any) -> None:
 
 def test_stop_and_a_new_conversation(serve: Start, open_page: Any) -> None:
     served = serve()
+    served.slow_down()
     page = open_page(served)
     _ask(page, "go on", 900)
     page.get_by_role("button", name="Stop").wait_for()

@@ -84,7 +84,8 @@ def test_control_tokens_are_told_apart(server: Served) -> None:
 
 def test_while_an_answer_is_made(serve: Start) -> None:
     served = serve()
-    http = served.http()  # to make one takes longer than many tokens
+    served.slow_down()
+    http = served.http()
     body = {"model": "m", "prompt": "x", "max_tokens": 1000, "stream": True, "logit_bias": {"258": -100}}
     stream = served.client().completions.create(**body)
     next(iter(stream))
