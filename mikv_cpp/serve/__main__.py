@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _NEEDS = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")
 _SHUTDOWN_SECONDS = 5
+_LAST_WORDS_SECONDS = 0.2  # for the event loop to send what the desk has delivered
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -167,9 +170,19 @@ def _run(service: Service, listener: socket.socket, options: argparse.Namespace)
     from mikv_cpp.serve.app import make_app  # noqa: PLC0415 - the same
     from mikv_cpp.serve.limits import is_loopback  # noqa: PLC0415 - the same
 
+    ending: list[threading.Thread] = []
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
-            service.stop()  # answers that are being made end now, not when they are complete
+            """Answers that are being made end now, and say so; then the connections are closed."""
+            service.stop()
+            if not ending:
+                ending.append(threading.Thread(target=self._end, args=(sig, frame), daemon=True))
+                ending[0].start()
+
+        def _end(self, sig: int, frame: Any) -> None:
+            service.desk.join(_SHUTDOWN_SECONDS)
+            time.sleep(_LAST_WORDS_SECONDS)
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(

@@ -80,17 +80,25 @@ class ServedLlama(Llama):
             n_cached = 0
         self.usage = usage = Usage(len(tokens), n_cached)
         last = time.perf_counter()
-        for token in super().generate(tokens, *args, **kwargs):
-            now = time.perf_counter()
-            if usage.generated:
-                self.speed.decode_tokens += 1
-                self.speed.decode_seconds += now - last
-            else:
-                self.speed.prompt_tokens += usage.prompt - usage.cached
-                self.speed.prompt_seconds += now - last
-            usage.generated += 1
-            yield token
-            last = time.perf_counter()
+        try:
+            for token in super().generate(tokens, *args, **kwargs):
+                self._count(usage, time.perf_counter() - last)
+                yield token
+                last = time.perf_counter()
+        finally:
+            sampler: Any = self._sampler
+            if sampler is not None:  # it refers to itself: its memory would wait for Python's collector of cycles
+                sampler.close()
+                self._sampler = None
+
+    def _count(self, usage: Usage, seconds: float) -> None:
+        if usage.generated:
+            self.speed.decode_tokens += 1
+            self.speed.decode_seconds += seconds
+        else:
+            self.speed.prompt_tokens += usage.prompt - usage.cached
+            self.speed.prompt_seconds += seconds
+        usage.generated += 1
 
 
 @dataclass
