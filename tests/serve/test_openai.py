@@ -185,7 +185,7 @@ def test_cancel_frees_the_model(serve: Start) -> None:
     stream.close()
     server.wait_idle()
     generated = server.llm.usage.generated
-    assert 3 <= generated < 900
+    assert 2 <= generated < 900  # the first piece says whose turn it is
     assert client.chat.completions.create(messages=HELLO, max_tokens=4, **GREEDY).choices
 
 
