@@ -10,6 +10,7 @@ answers that are given up, and requests that are wrong. Prints one JSON object; 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import re
@@ -24,6 +25,8 @@ from typing import Any
 import openai
 
 WORDS = ["river", "lamp", "seven", "cold", "bridge", "paper", "north", "music", "table", "green", "stone", "letter"]
+
+TOO_LONG = "x " * 10_000
 
 
 class Client(threading.Thread):
@@ -82,12 +85,10 @@ class Client(threading.Thread):
 
     def _wrong(self) -> None:
         try:
-            self._ask.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": "x " * 100_000}], user=self._user
-            )
+            self._ask.chat.completions.create(model="m", messages=[{"role": "user", "content": TOO_LONG}], user=self._user)
         except openai.BadRequestError:
             return
-        raise AssertionError("a prompt of 100,000 words was taken")
+        raise AssertionError("a prompt that does not fit was taken")
 
 
 def resident_mib(process: subprocess.Popen[str]) -> float:
@@ -100,6 +101,8 @@ def soak(url: str, server: subprocess.Popen[str], options: argparse.Namespace) -
     """What came of it."""
     first = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
     first.completions.create(model="m", prompt=[1] * 2000, max_tokens=40)  # pages of the whole cache are there from now on
+    with contextlib.suppress(openai.BadRequestError):
+        first.chat.completions.create(model="m", messages=[{"role": "user", "content": TOO_LONG}])
     start = time.monotonic()
     clients = [Client(number, url, start + 60 * options.minutes) for number in range(options.clients)]
     for client in clients:
