@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check who includes or imports whom: arrows point down only, and each stranger is known in one place.
 
-C++, folders of native/: ggml -> store -> {policy, backend}, backend -> kernel -> codec -> format; only ggml/ includes ggml's
+C++, folders of native/: ggml -> store -> {policy, backend}, backend -> kernel -> codec -> format -> dialect; only ggml/ includes ggml's
 headers. Python: only the modules of STRANGERS import cffi and llama_cpp; mikv_cpp/reference, the executable specification,
 imports neither these nor the rest of the package, so it cannot agree with the native code by sharing it.
 """
@@ -24,7 +24,8 @@ BELOW = {
     "backend": ("kernel",),
     "kernel": ("codec",),
     "codec": ("format",),
-    "format": (),
+    "format": ("dialect",),
+    "dialect": (),  # the one place that knows compilers
     "include": (),  # the public declarations: words that ggml, store and policy share
 }
 GGML_HEADER = re.compile(r"(ggml|gguf|llama)[\w-]*\.h")

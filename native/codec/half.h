@@ -1,7 +1,7 @@
 // f16 <-> f32 on bits, with directed rounding: a range must not be below its group's.
 #pragma once
 
-#include "codec/dialect.h"
+#include "dialect/dialect.h"
 
 namespace mikv {
 

@@ -1,7 +1,7 @@
 // n-bit numbers of one group as planes of 4, 2 and 1 bits, most significant first (FORMAT.md, "Planes").
 #pragma once
 
-#include "codec/dialect.h"
+#include "dialect/dialect.h"
 
 namespace mikv {
 

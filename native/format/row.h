@@ -1,8 +1,8 @@
 // What one row is: sizes of its parts. FORMAT.md says what the bytes mean.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include <stddef.h>
+#include <stdint.h>
 
 namespace mikv {
 

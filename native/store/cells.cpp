@@ -7,8 +7,6 @@ namespace mikv {
 
 namespace {
 
-constexpr uint16_t hidden = 0xFC00u; // -inf
-
 bool sees(const CellBatch & b, int token, int cell) { return !b.mask || b.mask[token * b.mask_stride + cell] != hidden; }
 
 // How many cells the token sees, counting no further than `enough`.
@@ -28,13 +26,13 @@ void CellTable::take(int cell, bool sink) {
     n_held_ += !holds(cell);
     born_[cell]  = ++now_;
     seen_[cell]  = batch_;
-    flags_[cell] = uint8_t(flag_holds | (sink ? flag_sink : 0));
+    flags_[cell] = uint8_t(cell_holds | (sink ? cell_sink : 0));
 }
 
 void CellTable::begin(const CellBatch & batch, int sinks, int window) {
     batch_++;
     for (size_t cell = 0; loading_ && cell < flags_.size(); cell++) {
-        flags_[cell] &= uint8_t(~flag_loading);
+        flags_[cell] &= uint8_t(~cell_loading);
     }
     loading_ = false;
     for (int cell : waiting_) {
@@ -80,13 +78,13 @@ int CellTable::count_since(const CellBatch & batch, int token, uint32_t oldest) 
     int              n     = 0;
     if (!batch.mask) {
         for (int cell = 0; cell < batch.n_kv; cell++) {
-            n += int(born[cell] >= oldest) & (flags[cell] & flag_holds);
+            n += int(born[cell] >= oldest) & (flags[cell] & cell_holds);
         }
         return n;
     }
     const uint16_t * mask = batch.mask + token * batch.mask_stride;
     for (int cell = 0; cell < batch.n_kv; cell++) {
-        n += int(born[cell] >= oldest) & int(mask[cell] != hidden) & (flags[cell] & flag_holds);
+        n += int(born[cell] >= oldest) & int(mask[cell] != hidden) & (flags[cell] & cell_holds);
     }
     return n;
 }
@@ -120,15 +118,15 @@ void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
     uint8_t *      flags  = flags_.data();
     for (int cell = 0; cell < batch.n_kv; cell++) {
         const bool    recent = window > 0 && born_[cell] >= oldest;
-        const uint8_t marked = uint8_t((flags[cell] & ~flag_recent) | (recent ? flag_recent : 0));
-        flags[cell]          = (flags[cell] & flag_holds) && sees(batch, token, cell) ? marked : flags[cell];
+        const uint8_t marked = uint8_t((flags[cell] & ~cell_recent) | (recent ? cell_recent : 0));
+        flags[cell]          = (flags[cell] & cell_holds) && sees(batch, token, cell) ? marked : flags[cell];
     }
 }
 
 void CellTable::hold(int cell, int sinks) {
     if (!holds(cell)) {
         take(cell, n_held_ < sinks);
-        flags_[cell] |= flag_loading;
+        flags_[cell] |= cell_loading;
         loading_ = true;
     }
 }

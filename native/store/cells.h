@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "format/cell.h"
+
 namespace mikv {
 
 // One stream's part of a micro-batch, as far as the mask tells. Cells are numbered within the stream.
@@ -29,11 +31,11 @@ public:
     void clear();
 
     int  size() const { return int(born_.size()); }
-    bool holds(int cell) const { return flags_[cell] & flag_holds; }
-    bool is_sink(int cell) const { return flags_[cell] & flag_sink; }
-    bool is_recent(int cell) const { return flags_[cell] & flag_recent; }
-    bool is_loading(int cell) const { return flags_[cell] & flag_loading; } // came by hold(), and no micro-batch since
-    bool is_guarded(int cell) const { return flags_[cell] & (flag_sink | flag_recent); }
+    bool holds(int cell) const { return flags_[cell] & cell_holds; }
+    bool is_sink(int cell) const { return flags_[cell] & cell_sink; }
+    bool is_recent(int cell) const { return flags_[cell] & cell_recent; }
+    bool is_loading(int cell) const { return flags_[cell] & cell_loading; } // came by hold(), and no micro-batch since
+    bool is_guarded(int cell) const { return flags_[cell] & (cell_sink | cell_recent); }
     // No query has seen the cell for a while: removed, or of a sequence that sleeps.
     bool     is_forgotten(int cell) const { return batch_ - seen_[cell] > forgotten_after; }
     uint32_t born(int cell) const { return born_[cell]; }
@@ -45,14 +47,7 @@ public:
     static size_t   bytes(size_t n_cells, size_t n_waiting);  // n_waiting: tokens of a micro-batch
     size_t          size_bytes() const { return bytes(born_.size(), waiting_.capacity()); }
 
-    static constexpr uint32_t forgotten_after = 64; // micro-batches
-
 private:
-    static constexpr uint8_t flag_holds   = 1;
-    static constexpr uint8_t flag_sink    = 2;
-    static constexpr uint8_t flag_recent  = 4;
-    static constexpr uint8_t flag_loading = 8;
-
     void take(int cell, bool sink);
     void mark_seen(const CellBatch & batch);
     void mark_recent(const CellBatch & batch, int token, int window);
@@ -65,7 +60,7 @@ private:
     std::vector<uint8_t>  flags_;
     std::vector<int32_t>  staged_;
     std::vector<int>      waiting_;         // cells with staged_ >= 0
-    bool                  loading_ = false; // some cell has flag_loading
+    bool                  loading_ = false; // some cell has cell_loading
     uint32_t              now_     = 0;     // tokens stored
     uint32_t              batch_   = 0;     // micro-batches
     int                   n_held_  = 0;

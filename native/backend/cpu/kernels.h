@@ -1,7 +1,7 @@
 // The kernel sets of the CPU: one table per instruction set, chosen at run time. "plain" is the definition.
 #pragma once
 
-#include "codec/dialect.h"
+#include "dialect/dialect.h"
 #include "kernel/batch.h"
 
 namespace mikv {

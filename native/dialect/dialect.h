@@ -1,6 +1,13 @@
 // The one place that knows compilers. The codec and the work items use this vocabulary and a C++14 subset (no lambdas, virtuals,
 // exceptions, doubles or library calls), so that other compilers of the C++ family can take the same text.
+//
+// The second half is the vocabulary of GPU kernels (kernel/gpu/), which four compilers read: nvcc, Metal's, and the host's for the emulator of
+// GPU execution (MIKV_EMULATED_GPU); a host file that only wants the argument structs sees the words for address spaces and no others.
 #pragma once
+
+#if defined(__METAL_VERSION__)
+#include "dialect/metal.h"
+#else
 
 #include <stdint.h>
 
@@ -10,8 +17,15 @@
 #define MIKV_CPU_NEON 1
 #endif
 
+#define MIKV_GLOBAL          // address space of cache memory
+#define MIKV_SHARED          // of memory that the threads of a block share
+#define MIKV_ARGUMENTS const // of a kernel's arguments, which it takes by reference
+
+#if defined(__CUDACC__)
+#include "dialect/cuda.h"
+#else
+
 #define MIKV_FN static inline
-#define MIKV_GLOBAL // address space of cache memory
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MIKV_BITCAST(to, value) __builtin_bit_cast(to, value)
@@ -23,4 +37,11 @@ template <class To, class From> static inline To mikv_bitcast(const From & from)
     return to;
 }
 #define MIKV_BITCAST(to, value) mikv_bitcast<to>(value)
+#endif
+
+#if defined(MIKV_EMULATED_GPU)
+#include "dialect/emulated.h"
+#endif
+
+#endif
 #endif

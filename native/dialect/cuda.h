@@ -1,0 +1,45 @@
+// The dialect's words for nvcc.
+#pragma once
+
+#define MIKV_FN static inline __host__ __device__
+#define MIKV_DEVICE_FN static inline __device__ // a function of GPU kernels
+#define MIKV_UNROLL _Pragma("unroll")
+
+#define MIKV_BITCAST(to, value) mikv::bit_cast_to<to>(value)
+
+namespace mikv {
+
+template <class To, class From> MIKV_FN To bit_cast_to(const From & from) {
+    static_assert(sizeof(To) == sizeof(From), "sizes differ");
+    To to;
+    memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+struct WorkPlace {
+    uint32_t x, y, z; // block
+    uint32_t thread;  // in it
+};
+
+constexpr uint32_t warp_size = 32;
+
+MIKV_DEVICE_FN WorkPlace work_place() { return {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x}; }
+
+MIKV_DEVICE_FN void block_sync() { __syncthreads(); }
+MIKV_DEVICE_FN void warp_sync() { __syncwarp(); }
+
+template <class T> MIKV_DEVICE_FN T warp_xor(T value, uint32_t mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, int(mask)); }
+
+MIKV_DEVICE_FN float exp_of(float x) { return expf(x); }
+MIKV_DEVICE_FN float exp2_of(float x) { return exp2f(x); }
+MIKV_DEVICE_FN float sqrt_of(float x) { return sqrtf(x); }
+MIKV_FN float        tanh_of(float x) { return tanhf(x); }
+
+} // namespace mikv
+
+// name_block(arguments, place, shared) as a kernel of so many threads a block.
+#define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
+    extern "C" __global__ void __launch_bounds__(n_threads) mikv_##name(const __grid_constant__ mikv::Arguments arguments) {   \
+        __shared__ mikv::Shared shared;                                                                                        \
+        mikv::name##_block(arguments, mikv::work_place(), &shared);                                                            \
+    }

@@ -1,0 +1,41 @@
+// The dialect's words for the emulator of GPU execution (backend/emulated/), which defines the collectives declared here. They note where they
+// are called: all threads of a block, or of a warp, must meet at the same place.
+#pragma once
+
+#include <math.h>
+
+#define MIKV_DEVICE_FN static inline
+#define MIKV_UNROLL
+
+namespace mikv {
+
+struct WorkPlace {
+    uint32_t x, y, z; // block
+    uint32_t thread;  // in it
+};
+
+constexpr uint32_t warp_size = 32;
+
+void block_sync(const char * file = __builtin_FILE(), int line = __builtin_LINE());
+void warp_sync(const char * file = __builtin_FILE(), int line = __builtin_LINE());
+
+// The 32 bits that the thread of the same warp whose number differs in the bits of `mask` gave.
+uint32_t warp_exchange(uint32_t bits, uint32_t mask, const char * file, int line);
+
+template <class T> T warp_xor(T value, uint32_t mask, const char * file = __builtin_FILE(), int line = __builtin_LINE()) {
+    static_assert(sizeof(T) == 4, "32 bits");
+    return MIKV_BITCAST(T, warp_exchange(MIKV_BITCAST(uint32_t, value), mask, file, line));
+}
+
+MIKV_DEVICE_FN float exp_of(float x) { return expf(x); }
+MIKV_DEVICE_FN float exp2_of(float x) { return exp2f(x); }
+MIKV_DEVICE_FN float sqrt_of(float x) { return sqrtf(x); }
+MIKV_FN float        tanh_of(float x) { return tanhf(x); }
+
+} // namespace mikv
+
+// A row of a table of kernels: emulated.h of the backend has its type.
+#define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
+    void mikv_##name(const void * arguments, const mikv::WorkPlace & place, void * shared) {                                   \
+        mikv::name##_block(*static_cast<const mikv::Arguments *>(arguments), place, static_cast<mikv::Shared *>(shared));      \
+    }
