@@ -2,6 +2,7 @@
 #pragma once
 
 #define MIKV_FN static inline __host__ __device__
+#define MIKV_METHOD __host__ __device__
 #define MIKV_DEVICE_FN static inline __device__ // a function of GPU kernels
 #define MIKV_UNROLL _Pragma("unroll")
 
@@ -34,6 +35,11 @@ MIKV_DEVICE_FN float exp_of(float x) { return expf(x); }
 MIKV_DEVICE_FN float exp2_of(float x) { return exp2f(x); }
 MIKV_DEVICE_FN float sqrt_of(float x) { return sqrtf(x); }
 MIKV_FN float        tanh_of(float x) { return tanhf(x); }
+
+using SharedCount = uint32_t;
+MIKV_DEVICE_FN void     count_one(SharedCount * count) { atomicAdd(count, 1u); }
+MIKV_DEVICE_FN void     reset_count(SharedCount * count) { *count = 0; }
+MIKV_DEVICE_FN uint32_t counted(const SharedCount * count) { return *count; }
 
 } // namespace mikv
 

@@ -17,6 +17,9 @@
 #define MIKV_CPU_NEON 1
 #endif
 
+#include <math.h>
+
+#define MIKV_LOCAL           // of a thread's own variables
 #define MIKV_GLOBAL          // address space of cache memory
 #define MIKV_SHARED          // of memory that the threads of a block share
 #define MIKV_ARGUMENTS const // of a kernel's arguments, which it takes by reference
@@ -26,6 +29,14 @@
 #else
 
 #define MIKV_FN static inline
+#define MIKV_METHOD // before a member function
+
+namespace mikv {
+
+MIKV_FN float tanh_of(float x) { return tanhf(x); }
+using SharedCount = uint32_t; // GPUs count with atomic operations
+
+} // namespace mikv
 
 #if defined(__GNUC__) || defined(__clang__)
 #define MIKV_BITCAST(to, value) __builtin_bit_cast(to, value)

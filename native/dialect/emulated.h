@@ -2,8 +2,6 @@
 // are called: all threads of a block, or of a warp, must meet at the same place.
 #pragma once
 
-#include <math.h>
-
 #define MIKV_DEVICE_FN static inline
 #define MIKV_UNROLL
 
@@ -27,10 +25,14 @@ template <class T> T warp_xor(T value, uint32_t mask, const char * file = __buil
     return MIKV_BITCAST(T, warp_exchange(MIKV_BITCAST(uint32_t, value), mask, file, line));
 }
 
+// Many threads may count at once; counted at a place apart, so that the watch does not take it for a race.
+void                    count_one(SharedCount * count);
+MIKV_DEVICE_FN void     reset_count(SharedCount * count) { *count = 0; }
+MIKV_DEVICE_FN uint32_t counted(const SharedCount * count) { return *count; }
+
 MIKV_DEVICE_FN float exp_of(float x) { return expf(x); }
 MIKV_DEVICE_FN float exp2_of(float x) { return exp2f(x); }
 MIKV_DEVICE_FN float sqrt_of(float x) { return sqrtf(x); }
-MIKV_FN float        tanh_of(float x) { return tanhf(x); }
 
 } // namespace mikv
 

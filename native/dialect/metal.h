@@ -5,10 +5,12 @@
 
 #define constexpr constexpr constant // constants of a program live in an address space of their own
 
+#define MIKV_LOCAL thread
 #define MIKV_GLOBAL device
 #define MIKV_SHARED threadgroup
 #define MIKV_ARGUMENTS constant
 #define MIKV_FN static inline
+#define MIKV_METHOD
 #define MIKV_DEVICE_FN static inline
 #define MIKV_UNROLL _Pragma("clang loop unroll(full)")
 #define MIKV_BITCAST(to, value) as_type<to>(value)
@@ -33,6 +35,11 @@ MIKV_DEVICE_FN float exp_of(float x) { return exp(x); }
 MIKV_DEVICE_FN float exp2_of(float x) { return exp2(x); }
 MIKV_DEVICE_FN float sqrt_of(float x) { return sqrt(x); }
 MIKV_FN float        tanh_of(float x) { return precise::tanh(x); }
+
+using SharedCount = atomic_uint;
+MIKV_DEVICE_FN void count_one(threadgroup SharedCount * count) { atomic_fetch_add_explicit(count, 1u, memory_order_relaxed); }
+MIKV_DEVICE_FN void reset_count(threadgroup SharedCount * count) { atomic_store_explicit(count, 0u, memory_order_relaxed); }
+MIKV_DEVICE_FN uint32_t counted(threadgroup SharedCount * count) { return atomic_load_explicit(count, memory_order_relaxed); }
 
 } // namespace mikv
 

@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "dialect/dialect.h"
+
 namespace mikv {
 
 constexpr int      block_cells = 128;         // cells that share one mean key
@@ -16,11 +18,11 @@ struct RowFormat {
     int refined_bits;   // base and refinement bits per value
     int end_points = 0; // 1: the middles of a group's first and last base bins are its extremes (FORMAT.md, "End points")
 
-    int end_point_bits() const { return end_points ? bits : 0; }
-    int n_groups() const { return dim / group; }
-    int extra_bits() const { return refined_bits - bits; }
-    int base_bytes() const { return dim * bits / 8; }
-    int refinement_bytes() const { return dim * extra_bits() / 8; }
+    MIKV_METHOD int end_point_bits() const { return end_points ? bits : 0; }
+    MIKV_METHOD int n_groups() const { return dim / group; }
+    MIKV_METHOD int extra_bits() const { return refined_bits - bits; }
+    MIKV_METHOD int base_bytes() const { return dim * bits / 8; }
+    MIKV_METHOD int refinement_bytes() const { return dim * extra_bits() / 8; }
 };
 
 } // namespace mikv

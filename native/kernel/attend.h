@@ -4,17 +4,14 @@
 #include <math.h>
 
 #include "kernel/load.h"
+#include "kernel/logit.h"
 
 namespace mikv {
 
 // Logit of a query row against a key, mask and ALiBi included; masked_logit where the row does not see the cell.
 MIKV_FN float finish_logit(const QueryRows & rows, int row, int cell, float dot) {
-    const float mask = half_to_float(rows.mask[(row % rows.n_tokens) * rows.mask_stride + cell]);
-    if (mask < -half_max) {
-        return masked_logit;
-    }
-    const float logit = rows.softcap > 0.0f ? rows.softcap * tanhf(dot / rows.softcap) : dot;
-    return logit + rows.slope[row / rows.n_tokens] * mask;
+    return logit_of(dot, rows.mask[(row % rows.n_tokens) * rows.mask_stride + cell], rows.softcap,
+                    rows.slope[row / rows.n_tokens]);
 }
 
 MIKV_FN float plain_dot(const float * a, const float * b, int n) {

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "format/head.h"
+#include "kernel/logit.h"
 
 namespace mikv {
-
-constexpr float masked_logit = -3.0e38f; // finite on purpose: infinities and fast math do not mix
 
 // Where each cell's row is to be read. Built once per micro-batch and head by index_cells().
 struct CellIndex {

@@ -35,22 +35,25 @@ struct ScratchShape {
 
 // Arrays of the argument structs of the same names, each at a multiple of 256 bytes.
 struct Scratch {
-    int32_t * place;
-    float *   staged_k;
-    float *   staged_v;
-    float *   q; // n_tokens of them, of which n_queries are looked at
-    float *   part_m;
-    float *   part_l;
-    float *   part_acc; // null without output
-    float *   kept;
-    float *   final_m;
-    float *   final_l;
-    float *   share;
-    float *   part_mass;
-    float *   token_mass;
-    float *   priority;
-    int32_t   n_chunks, chunk_cells, n_kept, n_score_blocks, n_candidates;
-    size_t    size_bytes;
+    int32_t *  place;
+    float *    staged_k;
+    float *    staged_v;
+    float *    q; // n_tokens of them, of which n_queries are looked at
+    float *    part_m;
+    float *    part_l;
+    float *    part_acc; // null without output
+    float *    kept;
+    float *    final_m;
+    float *    final_l;
+    float *    share;
+    float *    part_mass;
+    float *    token_mass;
+    int32_t *  token_place;
+    int32_t *  waiting;
+    uint32_t * key;
+    int32_t *  last; // BeginArgs
+    int32_t    n_chunks, chunk_cells, n_kept, n_score_blocks, n_candidates;
+    size_t     size_bytes;
 };
 
 // base: device address at a multiple of 256; null counts bytes only.

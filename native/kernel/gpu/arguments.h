@@ -21,6 +21,8 @@ struct HeadTally {
     int32_t n_refined;  // slots that are held
     int32_t n_exact;    // exact rows that are held
     int32_t mean_count; // keys in mean_sum
+    int32_t first_free; // no slot below it is free
+    int32_t unused;
     int64_t demotions;
     int64_t mass[3]; // attention mass that fell on exact, refined and base rows, in 2^-24 of a query
 };
@@ -51,6 +53,7 @@ struct BeginArgs {
     MIKV_GLOBAL uint8_t *        flags;  // [n_stream][n_cells] cell_holds, ...
     MIKV_GLOBAL int32_t *        staged; // [n_stream][n_cells] token of the micro-batch that waits in the cell, or -1
     MIKV_GLOBAL CellClock *      clock;  // [n_stream]
+    MIKV_GLOBAL int32_t *        last;   // scratch [n_stream][n_tokens]
     int64_t                      mask_token, mask_stream; // values
     int32_t                      first_stream, n_stream;
     int32_t                      n_tokens; // per stream
@@ -157,17 +160,19 @@ struct CommitArgs {
     const MIKV_GLOBAL float *     final_m; // of merge
     const MIKV_GLOBAL float *     final_l;
     const MIKV_GLOBAL float *     share;
-    MIKV_GLOBAL float * part_mass;  // scratch [n_heads][n_score_blocks][2]: mass that fell on refined rows, on exact ones
-    MIKV_GLOBAL float * token_mass; // scratch [n_heads][n_tokens][2]: mass of the micro-batch's own rows; their first score
-    MIKV_GLOBAL float * priority;   // scratch [n_heads][n_candidates]: of slots, then of tokens
-    int32_t             first_stream;
-    int32_t             n_rows;                               // of kept, final_m, ...: group * n_queries
-    int32_t             n_kept, n_score_blocks, n_candidates; // n_candidates: n_slots + n_tokens of the head where that is most
-    int32_t             fold, rank;
-    int32_t             by_value; // 1: priority times the norm of the value
-    int32_t             center_keys;
-    int32_t             layer_number; // rank_by_hash
-    float               mass_scale;   // queries that the measured ones stand for: n_tokens / n_queries
+    MIKV_GLOBAL float *    part_mass;   // scratch [n_heads][n_score_blocks][2]: mass that fell on refined rows, on exact ones
+    MIKV_GLOBAL float *    token_mass;  // scratch [n_heads][n_tokens][2]: mass of the micro-batch's own rows; their first score
+    MIKV_GLOBAL int32_t *  token_place; // scratch [n_heads][n_tokens]: places of the micro-batch's rows, as select chooses them
+    MIKV_GLOBAL int32_t *  waiting;     // scratch [n_heads][n_tokens]: tokens that get a slot
+    MIKV_GLOBAL uint32_t * key;         // scratch [n_heads][3][n_candidates]: who goes before whom, of slots, then of tokens
+    int32_t                first_stream;
+    int32_t                n_rows;                // of kept, final_m, ...: group * n_queries
+    int32_t n_kept, n_score_blocks, n_candidates; // n_candidates: n_slots + n_tokens of the head where that is most
+    int32_t fold, rank;
+    int32_t by_value; // 1: priority times the norm of the value
+    int32_t center_keys;
+    int32_t layer_number; // rank_by_hash
+    float   mass_scale;   // queries that the measured ones stand for: n_tokens / n_queries
 };
 
 } // namespace mikv

@@ -8,5 +8,5 @@
                 kernel(attend_1, AttendArgs, AttendShared<1>, 128) kernel(attend_2, AttendArgs, AttendShared<2>, 128)          \
                     kernel(attend_4, AttendArgs, AttendShared<4>, 128) kernel(attend_8, AttendArgs, AttendShared<8>, 128)      \
                         kernel(merge, MergeArgs, RowShared, 128) kernel(load, LoadArgs, RowShared, 128)                        \
-                            kernel(score, CommitArgs, ScoreShared, 256) kernel(select, CommitArgs, SelectShared, 256)          \
+                            kernel(score, CommitArgs, ScoreShared, 256) kernel(select, CommitArgs, SelectShared, 512)          \
                                 kernel(mean, CommitArgs, MeanShared, 128) kernel(store, CommitArgs, StoreShared, 32)

@@ -12,9 +12,9 @@ constexpr int32_t row_threads    = 128;
 constexpr int32_t attend_threads = 128;
 constexpr int32_t attend_tile    = 128; // cells that a block scores at a time: one a thread
 constexpr int32_t score_threads  = 256;
-constexpr int32_t select_threads = 256;
+constexpr int32_t select_threads = 512;
 constexpr int32_t mean_threads   = 128;
-constexpr int32_t most_warps     = 8;
+constexpr int32_t most_warps     = 16;
 
 struct NothingShared {
     int32_t unused;
@@ -28,7 +28,6 @@ struct Exchange {
 
 struct RecentShared {
     Exchange exchange;
-    int32_t  covered;
 };
 
 struct RowShared {
@@ -47,15 +46,14 @@ struct ScoreShared {
 };
 
 struct SelectShared {
-    Exchange exchange;
-    int32_t  n_exact_free;
-    int32_t  n_wishes;
-    int32_t  first; // free slots before this warp's, in the search for free slots
+    Exchange    exchange;
+    SharedCount bin[256];
+    int32_t     sixteenth[16];
+    int32_t     digit, above; // of the last row that keeps its place: its digit, how many have a larger one
 };
 
 struct MeanShared {
     Exchange exchange;
-    int32_t  first, last, count;
 };
 
 struct StoreShared {
