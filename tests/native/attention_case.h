@@ -65,6 +65,11 @@ struct AttentionCase {
     explicit AttentionCase(const AttentionShape & shape);
     AttentionCase(const AttentionCase &) = delete;
 
+    // The head's memory as it is.
+    std::vector<uint8_t> image() const {
+        const uint8_t * memory = reinterpret_cast<const uint8_t *>(head.k_params);
+        return {memory, memory + HeadLayout{head.k, head.v, head.n_cells, head.n_slots, head.n_exact}.total_bytes()};
+    }
     bool sees(int token, int cell) const { return mask_[size_t(token) * n_kv + cell] != 0xFC00u; }
 
 private:

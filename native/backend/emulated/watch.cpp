@@ -27,6 +27,11 @@ void Watch::allow(const void * memory, size_t size_bytes, const char * name, boo
 
 void Watch::forget(const void * memory) { ranges_.erase(reinterpret_cast<uintptr_t>(memory)); }
 
+void Watch::forget(const void * memory, size_t size_bytes) {
+    const auto first = reinterpret_cast<uintptr_t>(memory);
+    ranges_.erase(ranges_.lower_bound(first), ranges_.lower_bound(first + size_bytes));
+}
+
 std::string Watch::conflict(Byte & byte, bool write, const Moment & moment) {
     const Moment * other = byte.written.is_concurrent(moment) ? &byte.written : nullptr;
     for (const Moment & read : byte.read) {

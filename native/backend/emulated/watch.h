@@ -27,7 +27,8 @@ class Watch {
 public:
     // Memory that kernels may read and, if writable, write. Kept until forgotten; arrays may lie next to each other, but not overlap.
     void allow(const void * memory, size_t size_bytes, const char * name, bool writable);
-    void forget(const void * memory);
+    void forget(const void * memory);                    // as it was allowed
+    void forget(const void * memory, size_t size_bytes); // everything that begins in there
     void forget_all() { ranges_.clear(); }
 
     // An access; "" or what is wrong with it.

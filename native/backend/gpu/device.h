@@ -1,6 +1,7 @@
 // The one waist between what a GPU is to do and who makes it do it: CUDA, Metal and the emulator each fill one GpuDevice.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernel/gpu/arguments.h"
@@ -39,6 +40,13 @@ struct GpuDevice {
     // EmulatorReport *, and the work is done on return). gpu_ok, or an error of the device's own.
     int (*launch)(void * queue, const GpuLaunch & launch);
     const char * (*explain)(int error); // static text
+
+    // Memory of the device, for self-tests, tests and hosts that have none of their own: at a multiple of 256, zeroed; null: there is not so much.
+    void * (*allocate)(size_t size_bytes);
+    void (*release)(void * memory);
+    // Copies that wait for what was queued before, and are done on return.
+    int (*write)(void * queue, void * device, const void * host, size_t size_bytes);
+    int (*read)(void * queue, void * host, const void * device, size_t size_bytes);
 };
 
 struct GpuQueue {
