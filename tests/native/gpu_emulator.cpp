@@ -61,6 +61,17 @@ void loop_with_barriers(const void * arguments, const WorkPlace & at, void * mem
     a.out[at.x * n_threads + last - at.thread] = x;
 }
 
+// One warp has nothing to do and ends at once, the other after an exchange.
+void warps_apart(const void * arguments, const WorkPlace & at, void *) {
+    const Args & a = args_of(arguments);
+    const float  x = a.in[at.x * n_threads + at.thread];
+    if (at.thread >= 32) {
+        a.out[at.x * n_threads + (at.thread ^ 31u)] = x;
+        return;
+    }
+    a.out[at.x * n_threads + at.thread] = warp_xor(x, 31u);
+}
+
 // --- wrong ones: the line of each fault stands before it ------------------------------------------------------------------------------
 
 constexpr int missing_barrier_line = __LINE__ + 5;
@@ -240,7 +251,7 @@ Outcome outcome(void (*run)(const void *, const WorkPlace &, void *), TurnOrder 
 
 void check_right_ones() {
     for (TurnOrder order : turn_orders) {
-        for (auto run : {reverse, reverse_in_warp, exchange_twice, loop_with_barriers}) {
+        for (auto run : {reverse, reverse_in_warp, exchange_twice, loop_with_barriers, warps_apart}) {
             const Outcome o = outcome(run, order);
             expect(o.faults.empty(), "a kernel without fault: " + (o.faults.empty() ? "" : o.faults[0]));
             for (int i = 0; i < n_blocks * n_threads; i++) {

@@ -156,7 +156,7 @@ bool Block::run_warp(int warp, const std::vector<int> & order) {
         for (int turn : order) {
             const int thread = first + turn;
             if (meetings_[size_t(thread)].kind == Wait::nothing && !fibers_.resume(thread)) {
-                meetings_[size_t(thread)].kind = Wait::done;
+                meetings_[size_t(thread)] = {Wait::done, "", 0, 0, 0};
             }
             if (failed_) {
                 return false;
