@@ -441,6 +441,8 @@ void check(const Setting & s, int n_batches, GpuTally & t, EmulatorReport & repo
                          device.heads.tally(i), where + " head " + std::to_string(i), t);
         }
     }
+    const HeadState & state = cache->head(0, 0, 0).state;
+    t.count(state.demotions > 0 && state.n_exact > 0 && state.n_refined > 0, std::string(s.policy) + ": too easy a case");
 }
 
 } // namespace
