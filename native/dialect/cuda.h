@@ -19,7 +19,7 @@ template <class To, class From> MIKV_FN To bit_cast_to(const From & from) {
 
 struct WorkPlace {
     uint32_t x, y, z; // block
-    uint32_t thread;  // in it
+    uint32_t tid;     // in it
 };
 
 constexpr uint32_t warp_size = 32;

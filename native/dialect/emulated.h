@@ -9,7 +9,7 @@ namespace mikv {
 
 struct WorkPlace {
     uint32_t x, y, z; // block
-    uint32_t thread;  // in it
+    uint32_t tid;     // in it
 };
 
 constexpr uint32_t warp_size = 32;

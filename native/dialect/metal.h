@@ -21,7 +21,7 @@ using namespace metal;
 
 struct WorkPlace {
     uint32_t x, y, z; // block
-    uint32_t thread;  // in it
+    uint32_t tid;     // in it
 };
 
 constexpr uint32_t warp_size = 32; // of all of Apple's GPUs
@@ -46,6 +46,7 @@ MIKV_DEVICE_FN uint32_t counted(threadgroup SharedCount * count) { return atomic
 #define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
     kernel void mikv_##name(constant mikv::Arguments & arguments [[buffer(0)]], uint3 block [[threadgroup_position_in_grid]],  \
                             uint thread_in_block [[thread_index_in_threadgroup]]) {                                            \
-        threadgroup mikv::Shared shared;                                                                                       \
-        mikv::name##_block(arguments, mikv::WorkPlace{block.x, block.y, block.z, thread_in_block}, &shared);                   \
+        threadgroup uint shared[(sizeof(mikv::Shared) + 3) / 4];                                                               \
+        mikv::name##_block(arguments, mikv::WorkPlace{block.x, block.y, block.z, thread_in_block},                             \
+                           (threadgroup mikv::Shared *)shared);                                                                \
     }

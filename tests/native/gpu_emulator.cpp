@@ -27,145 +27,145 @@ const uint32_t last = n_threads - 1;
 // --- right ones -----------------------------------------------------------------------------------------------------------------
 
 void reverse(const void * arguments, const WorkPlace & at, void * memory) {
-    const Args & a                              = args_of(arguments);
-    static_cast<Shared *>(memory)->x[at.thread] = a.in[at.x * n_threads + at.thread];
+    const Args & a                           = args_of(arguments);
+    static_cast<Shared *>(memory)->x[at.tid] = a.in[at.x * n_threads + at.tid];
     block_sync();
-    a.out[at.x * n_threads + at.thread] = static_cast<Shared *>(memory)->x[last - at.thread];
+    a.out[at.x * n_threads + at.tid] = static_cast<Shared *>(memory)->x[last - at.tid];
 }
 
 void reverse_in_warp(const void * arguments, const WorkPlace & at, void * memory) {
-    const Args & a                              = args_of(arguments);
-    static_cast<Shared *>(memory)->x[at.thread] = a.in[at.x * n_threads + at.thread];
+    const Args & a                           = args_of(arguments);
+    static_cast<Shared *>(memory)->x[at.tid] = a.in[at.x * n_threads + at.tid];
     warp_sync();
-    a.out[at.x * n_threads + at.thread] = static_cast<Shared *>(memory)->x[at.thread ^ 31u];
+    a.out[at.x * n_threads + at.tid] = static_cast<Shared *>(memory)->x[at.tid ^ 31u];
 }
 
 // Values that are given and taken back at once: a fast thread must not give its second before its peers have taken its first.
 void exchange_twice(const void * arguments, const WorkPlace & at, void *) {
     const Args & a     = args_of(arguments);
-    const float  x     = a.in[at.x * n_threads + at.thread];
+    const float  x     = a.in[at.x * n_threads + at.tid];
     const float  other = warp_xor(x, 5u), again = warp_xor(other, 5u);
-    a.out[at.x * n_threads + at.thread] = again == x ? warp_xor(x, 31u) : NAN;
+    a.out[at.x * n_threads + at.tid] = again == x ? warp_xor(x, 31u) : NAN;
 }
 
 void loop_with_barriers(const void * arguments, const WorkPlace & at, void * memory) {
     const Args & a = args_of(arguments);
     Shared &     s = *static_cast<Shared *>(memory);
-    float        x = a.in[at.x * n_threads + at.thread];
+    float        x = a.in[at.x * n_threads + at.tid];
     for (int i = 0; i < 4; i++) {
-        s.x[at.thread] = x;
+        s.x[at.tid] = x;
         block_sync();
-        x = s.x[last - at.thread];
+        x = s.x[last - at.tid];
         block_sync();
     }
-    a.out[at.x * n_threads + last - at.thread] = x;
+    a.out[at.x * n_threads + last - at.tid] = x;
 }
 
 // One warp has nothing to do and ends at once, the other after an exchange.
 void warps_apart(const void * arguments, const WorkPlace & at, void *) {
     const Args & a = args_of(arguments);
-    const float  x = a.in[at.x * n_threads + at.thread];
-    if (at.thread >= 32) {
-        a.out[at.x * n_threads + (at.thread ^ 31u)] = x;
+    const float  x = a.in[at.x * n_threads + at.tid];
+    if (at.tid >= 32) {
+        a.out[at.x * n_threads + (at.tid ^ 31u)] = x;
         return;
     }
-    a.out[at.x * n_threads + at.thread] = warp_xor(x, 31u);
+    a.out[at.x * n_threads + at.tid] = warp_xor(x, 31u);
 }
 
 // --- wrong ones: the line of each fault stands before it ------------------------------------------------------------------------------
 
 constexpr int missing_barrier_line = __LINE__ + 5;
 void          missing_barrier(const void * arguments, const WorkPlace & at, void * memory) {
-    const Args & a                      = args_of(arguments);
-    Shared &     s                      = *static_cast<Shared *>(memory);
-    s.x[at.thread]                      = a.in[at.x * n_threads + at.thread];
-    a.out[at.x * n_threads + at.thread] = s.x[last - at.thread];
+    const Args & a                   = args_of(arguments);
+    Shared &     s                   = *static_cast<Shared *>(memory);
+    s.x[at.tid]                      = a.in[at.x * n_threads + at.tid];
+    a.out[at.x * n_threads + at.tid] = s.x[last - at.tid];
 }
 
 constexpr int barrier_too_late_line = __LINE__ + 8; // of a loop's next round
 void          barrier_too_late(const void * arguments, const WorkPlace & at, void * memory) {
     const Args & a = args_of(arguments);
     Shared &     s = *static_cast<Shared *>(memory);
-    float        x = a.in[at.x * n_threads + at.thread];
+    float        x = a.in[at.x * n_threads + at.tid];
     for (int i = 0; i < 3; i++) {
         // another thread still reads its x of the round before
-        s.x[at.thread] = x;
+        s.x[at.tid] = x;
         block_sync();
-        x = s.x[last - at.thread];
+        x = s.x[last - at.tid];
     }
-    a.out[at.x * n_threads + at.thread] = x;
+    a.out[at.x * n_threads + at.tid] = x;
 }
 
 constexpr int missing_warp_barrier_line = __LINE__ + 5;
 void          missing_warp_barrier(const void * arguments, const WorkPlace & at, void * memory) {
-    const Args & a                      = args_of(arguments);
-    Shared &     s                      = *static_cast<Shared *>(memory);
-    s.x[at.thread]                      = a.in[at.x * n_threads + at.thread];
-    a.out[at.x * n_threads + at.thread] = s.x[at.thread ^ 1u];
+    const Args & a                   = args_of(arguments);
+    Shared &     s                   = *static_cast<Shared *>(memory);
+    s.x[at.tid]                      = a.in[at.x * n_threads + at.tid];
+    a.out[at.x * n_threads + at.tid] = s.x[at.tid ^ 1u];
 }
 
 constexpr int warp_barrier_for_block_line = __LINE__ + 6;
 void          warp_barrier_for_block(const void * arguments, const WorkPlace & at, void * memory) {
     const Args & a = args_of(arguments);
     Shared &     s = *static_cast<Shared *>(memory);
-    s.x[at.thread] = a.in[at.x * n_threads + at.thread];
+    s.x[at.tid]    = a.in[at.x * n_threads + at.tid];
     warp_sync();
-    a.out[at.x * n_threads + at.thread] = s.x[last - at.thread];
+    a.out[at.x * n_threads + at.tid] = s.x[last - at.tid];
 }
 
 constexpr int two_writers_line = __LINE__ + 3;
 void          two_writers(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a                          = args_of(arguments);
-    a.out[at.x * n_threads + at.thread / 2] = 1.0f;
+    const Args & a                       = args_of(arguments);
+    a.out[at.x * n_threads + at.tid / 2] = 1.0f;
 }
 
 constexpr int blocks_race_line = __LINE__ + 3;
 void          blocks_race(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a   = args_of(arguments);
-    a.out[at.thread] = float(at.x);
+    const Args & a = args_of(arguments);
+    a.out[at.tid]  = float(at.x);
 }
 
 constexpr int read_outside_line = __LINE__ + 3;
 void          read_outside(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a                      = args_of(arguments);
-    a.out[at.x * n_threads + at.thread] = a.in[at.x * n_threads + at.thread + 1];
+    const Args & a                   = args_of(arguments);
+    a.out[at.x * n_threads + at.tid] = a.in[at.x * n_threads + at.tid + 1];
 }
 
 constexpr int write_outside_line = __LINE__ + 3;
 void          write_outside(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a                               = args_of(arguments);
-    a.out[int(at.x * n_threads + at.thread) - 1] = 0.0f;
+    const Args & a                            = args_of(arguments);
+    a.out[int(at.x * n_threads + at.tid) - 1] = 0.0f;
 }
 
 constexpr int shared_outside_line = __LINE__ + 3;
 void          shared_outside(const void *, const WorkPlace & at, void * memory) {
-    Shared & s         = *static_cast<Shared *>(memory);
-    s.x[at.thread + 1] = 0.0f;
+    Shared & s      = *static_cast<Shared *>(memory);
+    s.x[at.tid + 1] = 0.0f;
 }
 
 constexpr int write_to_input_line = __LINE__ + 3;
 void          write_to_input(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a                                          = args_of(arguments);
-    const_cast<float *>(a.in)[at.x * n_threads + at.thread] = 0.0f;
+    const Args & a                                       = args_of(arguments);
+    const_cast<float *>(a.in)[at.x * n_threads + at.tid] = 0.0f;
 }
 
 constexpr int null_line = __LINE__ + 3;
 void          null(const void * arguments, const WorkPlace & at, void *) {
-    const float * volatile nothing    = nullptr;
-    args_of(arguments).out[at.thread] = nothing[at.thread];
+    const float * volatile nothing = nullptr;
+    args_of(arguments).out[at.tid] = nothing[at.tid];
 }
 
 constexpr int divergent_exchange_line = __LINE__ + 4;
 void          divergent_exchange(const void * arguments, const WorkPlace & at, void *) {
     const Args & a = args_of(arguments);
-    if (at.thread < 5) {
-        a.out[at.x * n_threads + at.thread] = warp_xor(float(at.thread), 1u);
+    if (at.tid < 5) {
+        a.out[at.x * n_threads + at.tid] = warp_xor(float(at.tid), 1u);
     }
 }
 
 constexpr int divergent_barrier_line = __LINE__ + 5;
 void          divergent_barrier(const void *, const WorkPlace & at, void *) {
-    if (at.thread == 40) {
+    if (at.tid == 40) {
         return;
     }
     block_sync();
@@ -173,7 +173,7 @@ void          divergent_barrier(const void *, const WorkPlace & at, void *) {
 
 constexpr int other_barrier_line = __LINE__ + 3;
 void          other_barrier(const void *, const WorkPlace & at, void *) {
-    if (at.thread < 32) {
+    if (at.tid < 32) {
         block_sync();
     } else {
         block_sync();
@@ -182,13 +182,13 @@ void          other_barrier(const void *, const WorkPlace & at, void *) {
 
 constexpr int other_mask_line = __LINE__ + 3;
 void          other_mask(const void * arguments, const WorkPlace & at, void *) {
-    const Args & a                      = args_of(arguments);
-    a.out[at.x * n_threads + at.thread] = warp_xor(1.0f, at.thread % 2 ? 1u : 2u);
+    const Args & a                   = args_of(arguments);
+    a.out[at.x * n_threads + at.tid] = warp_xor(1.0f, at.tid % 2 ? 1u : 2u);
 }
 
 // Not a fault that can be reported, but seen in what comes out.
 void reads_unwritten(const void * arguments, const WorkPlace & at, void * memory) {
-    args_of(arguments).out[at.x * n_threads + at.thread] = static_cast<Shared *>(memory)->x[at.thread];
+    args_of(arguments).out[at.x * n_threads + at.tid] = static_cast<Shared *>(memory)->x[at.tid];
 }
 
 struct Case {

@@ -205,7 +205,7 @@ bool Block::run(const EmulatedKernel & kernel, const WorkPlace & place, uint32_t
     const auto work = [](void * user, int thread) {
         Block *   self = static_cast<Block *>(user);
         WorkPlace at   = self->place_;
-        at.thread      = uint32_t(thread);
+        at.tid      = uint32_t(thread);
         self->kernel_->run(self->arguments_, at, self->shared_);
     };
     fibers_.start(n, work, this);

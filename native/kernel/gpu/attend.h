@@ -37,10 +37,10 @@ MIKV_DEVICE_FN uint16_t mask_of(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int
 }
 
 template <int n_rows>
-MIKV_DEVICE_FN void load_queries(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, uint32_t thread,
+MIKV_DEVICE_FN void load_queries(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, uint32_t tid,
                                  MIKV_SHARED AttendShared<n_rows> * s) {
     const int32_t dim = a.layer.dim_k;
-    for (int32_t i = int32_t(thread); i < n_rows * dim; i += attend_threads) {
+    for (int32_t i = int32_t(tid); i < n_rows * dim; i += attend_threads) {
         const int32_t r = i / dim, row = tile.first + r;
         float         x = 0.0f;
         if (r < tile.n) {
@@ -49,9 +49,9 @@ MIKV_DEVICE_FN void load_queries(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, ui
         }
         s->q[i] = x;
     }
-    if (thread < uint32_t(n_rows)) {
-        s->m[thread] = masked_logit;
-        s->l[thread] = 0.0f;
+    if (tid < uint32_t(n_rows)) {
+        s->m[tid] = masked_logit;
+        s->l[tid] = 0.0f;
     }
 }
 
@@ -107,7 +107,7 @@ MIKV_DEVICE_FN int32_t kept_at(const MIKV_GLOBAL GpuHead * h, int32_t token, int
 }
 
 template <int n_rows>
-MIKV_DEVICE_FN void score_cell(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t cell, int32_t last, uint32_t thread,
+MIKV_DEVICE_FN void score_cell(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t cell, int32_t last, uint32_t tid,
                                MIKV_SHARED AttendShared<n_rows> * s) {
     RowSums<n_rows> dot, logit;
     bool            seen = false;
@@ -126,9 +126,9 @@ MIKV_DEVICE_FN void score_cell(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int3
         }
     }
     for (int r = 0; r < n_rows; r++) {
-        s->weight[r * attend_tile + int32_t(thread)] = logit.of[r];
+        s->weight[r * attend_tile + int32_t(tid)] = logit.of[r];
     }
-    s->seen[thread]    = seen ? 1 : 0;
+    s->seen[tid]       = seen ? 1 : 0;
     const int32_t kept = a.kept && cell < last ? kept_at(a.layer.heads + tile.head, token, place) : -1;
     for (int r = 0; r < tile.n && kept >= 0; r++) {
         a.kept[(int64_t(tile.head) * tile.all + tile.first + r) * a.n_kept + kept] = logit.of[r];
@@ -136,9 +136,9 @@ MIKV_DEVICE_FN void score_cell(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int3
 }
 
 // The tile's logits become weights, for the largest logit so far.
-template <int n_rows> MIKV_DEVICE_FN void weigh_rows(RowTile tile, uint32_t thread, MIKV_SHARED AttendShared<n_rows> * s) {
-    const int32_t lane = int32_t(thread % warp_size);
-    for (int32_t r = int32_t(thread / warp_size); r < tile.n; r += attend_threads / int32_t(warp_size)) {
+template <int n_rows> MIKV_DEVICE_FN void weigh_rows(RowTile tile, uint32_t tid, MIKV_SHARED AttendShared<n_rows> * s) {
+    const int32_t lane = int32_t(tid % warp_size);
+    for (int32_t r = int32_t(tid / warp_size); r < tile.n; r += attend_threads / int32_t(warp_size)) {
         MIKV_SHARED float * weight = s->weight + r * attend_tile;
         const float         before = s->m[r];
         float               m      = before;
@@ -167,7 +167,7 @@ template <int n_rows> struct ValueSums {
 
 // One cell's value, times the rows' weights.
 template <int n_rows>
-MIKV_DEVICE_FN void add_value(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t cell, int32_t in_tile, uint32_t thread,
+MIKV_DEVICE_FN void add_value(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t cell, int32_t in_tile, uint32_t tid,
                               const MIKV_SHARED AttendShared<n_rows> * s, MIKV_LOCAL ValueSums<n_rows> & acc) {
     const MIKV_GLOBAL GpuHead * h     = a.layer.heads + tile.head;
     const RowFormat             f     = value_format(h);
@@ -175,7 +175,7 @@ MIKV_DEVICE_FN void add_value(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32
     const int32_t               place = a.layer.place[int64_t(tile.head) * a.layer.n_kv + cell];
     MIKV_UNROLL
     for (int span = 0; span < value_spans; span++) {
-        const int32_t i = span * attend_threads + int32_t(thread);
+        const int32_t i = span * attend_threads + int32_t(tid);
         if (i < f.dim) {
             const float x =
                 token >= 0 ? a.staged_v[staged_row(a.layer, tile.head, token) * f.dim + i] : value_number(h, f, cell, place, i);
@@ -191,13 +191,13 @@ template <int n_rows>
 MIKV_DEVICE_FN void write_part(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, WorkPlace at,
                                const MIKV_SHARED AttendShared<n_rows> * s, MIKV_LOCAL ValueSums<n_rows> & acc) {
     const int64_t part = (int64_t(tile.head) * a.n_chunks + int64_t(at.x)) * tile.all + tile.first;
-    if (at.thread < uint32_t(tile.n)) {
-        a.part_m[part + at.thread] = s->m[at.thread];
-        a.part_l[part + at.thread] = s->l[at.thread];
+    if (at.tid < uint32_t(tile.n)) {
+        a.part_m[part + at.tid] = s->m[at.tid];
+        a.part_l[part + at.tid] = s->l[at.tid];
     }
     MIKV_UNROLL
     for (int span = 0; span < value_spans; span++) {
-        const int32_t i = span * attend_threads + int32_t(at.thread);
+        const int32_t i = span * attend_threads + int32_t(at.tid);
         MIKV_UNROLL
         for (int r = 0; r < n_rows; r++) {
             if (a.part_acc && i < a.layer.dim_v && r < tile.n) {
@@ -218,12 +218,12 @@ MIKV_DEVICE_FN void attend_rows(MIKV_ARGUMENTS AttendArgs & a, WorkPlace at, MIK
     for (int i = 0; i < value_spans * n_rows; i++) {
         acc.of[i / n_rows][i % n_rows] = 0.0f;
     }
-    load_queries(a, tile, at.thread, s);
+    load_queries(a, tile, at.tid, s);
     block_sync();
     for (int32_t begin = first; begin < last; begin += attend_tile) {
-        score_cell(a, tile, begin + int32_t(at.thread), last, at.thread, s);
+        score_cell(a, tile, begin + int32_t(at.tid), last, at.tid, s);
         block_sync();
-        weigh_rows(tile, at.thread, s);
+        weigh_rows(tile, at.tid, s);
         block_sync();
         MIKV_UNROLL
         for (int i = 0; i < value_spans * n_rows; i++) {
@@ -231,7 +231,7 @@ MIKV_DEVICE_FN void attend_rows(MIKV_ARGUMENTS AttendArgs & a, WorkPlace at, MIK
         }
         for (int32_t i = 0; a.part_acc && i < attend_tile && begin + i < last; i++) {
             if (s->seen[i]) {
-                add_value(a, tile, begin + i, i, at.thread, s, acc);
+                add_value(a, tile, begin + i, i, at.tid, s, acc);
             }
         }
         block_sync();

@@ -23,10 +23,10 @@ MIKV_DEVICE_FN float warp_max(float value) {
 MIKV_DEVICE_FN float warp_min(float value) { return -warp_max(-value); }
 
 // n_threads: of the block, a multiple of 32. The exchange is free again when the call returns.
-MIKV_DEVICE_FN int32_t block_sum(int32_t value, uint32_t thread, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
+MIKV_DEVICE_FN int32_t block_sum(int32_t value, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
     value = warp_sum(value);
-    if (thread % warp_size == 0) {
-        exchange->whole[thread / warp_size] = value;
+    if (tid % warp_size == 0) {
+        exchange->whole[tid / warp_size] = value;
     }
     block_sync();
     int32_t sum = 0;
@@ -37,10 +37,10 @@ MIKV_DEVICE_FN int32_t block_sum(int32_t value, uint32_t thread, int32_t n_threa
     return sum;
 }
 
-MIKV_DEVICE_FN float block_sum(float value, uint32_t thread, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
+MIKV_DEVICE_FN float block_sum(float value, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
     value = warp_sum(value);
-    if (thread % warp_size == 0) {
-        exchange->real[thread / warp_size] = value;
+    if (tid % warp_size == 0) {
+        exchange->real[tid / warp_size] = value;
     }
     block_sync();
     float sum = 0.0f;
@@ -51,13 +51,13 @@ MIKV_DEVICE_FN float block_sum(float value, uint32_t thread, int32_t n_threads, 
     return sum;
 }
 
-MIKV_DEVICE_FN int32_t block_least(int32_t value, uint32_t thread, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
+MIKV_DEVICE_FN int32_t block_least(int32_t value, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
     for (uint32_t mask = warp_size / 2; mask > 0; mask /= 2) {
         const int32_t other = warp_xor(value, mask);
         value               = other < value ? other : value;
     }
-    if (thread % warp_size == 0) {
-        exchange->whole[thread / warp_size] = value;
+    if (tid % warp_size == 0) {
+        exchange->whole[tid / warp_size] = value;
     }
     block_sync();
     for (int32_t warp = 0; warp < n_threads / int32_t(warp_size); warp++) {
@@ -72,20 +72,20 @@ struct Rank {
     int32_t all;    // flagged threads of the block
 };
 
-MIKV_DEVICE_FN Rank block_rank(bool flagged, uint32_t thread, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
+MIKV_DEVICE_FN Rank block_rank(bool flagged, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
     int32_t before = 0, all = flagged ? 1 : 0;
     for (uint32_t mask = 1; mask < warp_size; mask *= 2) {
         const int32_t other = warp_xor(all, mask);
-        before += (thread & mask) ? other : 0;
+        before += (tid & mask) ? other : 0;
         all += other;
     }
-    if (thread % warp_size == 0) {
-        exchange->whole[thread / warp_size] = all;
+    if (tid % warp_size == 0) {
+        exchange->whole[tid / warp_size] = all;
     }
     block_sync();
     Rank rank = {before, 0};
     for (int32_t warp = 0; warp < n_threads / int32_t(warp_size); warp++) {
-        rank.before += warp < int32_t(thread / warp_size) ? exchange->whole[warp] : 0;
+        rank.before += warp < int32_t(tid / warp_size) ? exchange->whole[warp] : 0;
         rank.all += exchange->whole[warp];
     }
     block_sync();

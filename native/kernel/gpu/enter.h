@@ -25,7 +25,7 @@ MIKV_DEVICE_FN void enter_block(MIKV_ARGUMENTS EnterArgs & a, WorkPlace at, MIKV
     const int64_t                head = at.x, token = at.y, stream = at.z;
     const MIKV_GLOBAL uint8_t *  in       = a.in + stream * a.stream_bytes + token * a.token_bytes + head * a.head_bytes;
     const MIKV_GLOBAL uint16_t * balancer = balancer_of(a, at);
-    for (int32_t i = int32_t(at.thread); i < a.row; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < a.row; i += row_threads) {
         float x = 0.0f;
         if (i < a.dim) {
             const float b = balancer ? half_to_float(balancer[i]) : 1.0f;
@@ -35,11 +35,11 @@ MIKV_DEVICE_FN void enter_block(MIKV_ARGUMENTS EnterArgs & a, WorkPlace at, MIKV
         s->row[i] = x;
     }
     if (a.rotate) {
-        rotate_shared(s->row, a.row, at.thread);
+        rotate_shared(s->row, a.row, at.tid);
     }
     const int64_t row =
         a.query ? (stream * a.n_heads + head) * a.n_tokens + token : (stream * a.n_tokens + token) * a.n_heads + head;
-    for (int32_t i = int32_t(at.thread); i < a.row; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < a.row; i += row_threads) {
         a.out[row * a.row + i] = a.query ? s->row[i] * a.scale : s->row[i];
     }
 }

@@ -27,16 +27,16 @@ MIKV_DEVICE_FN void load_block(MIKV_ARGUMENTS LoadArgs & a, WorkPlace at, MIKV_S
     const int32_t cell = a.first_cell + int32_t(at.x), row = value ? a.layer.dim_v : a.layer.dim_k,
                   dim = value ? a.v_dim : a.k_dim;
     const bool holds  = (a.flags[int64_t(stream) * a.layer.n_cells + cell] & cell_holds) != 0;
-    for (int32_t i = int32_t(at.thread); i < row; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < row; i += row_threads) {
         s->row[i] = holds ? loaded_number(a, head, cell, value, i) : 0.0f;
     }
     if (a.rotate) {
-        rotate_shared(s->row, row, at.thread);
+        rotate_shared(s->row, row, at.tid);
     }
     const MIKV_GLOBAL uint16_t * balancer = a.layer.heads[head].balancer;
     to += value ? stream * a.v_stream + in_stream * a.v_head + int64_t(at.x) * a.v_cell
                 : stream * a.k_stream + in_stream * a.k_head + int64_t(at.x) * a.k_cell;
-    for (int32_t i = int32_t(at.thread); i < dim; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < dim; i += row_threads) {
         const float b = balancer && !value ? half_to_float(balancer[i]) : 1.0f;
         to[i]         = half_nearest(clamp_to_half(s->row[i] / b));
     }

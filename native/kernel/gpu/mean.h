@@ -34,23 +34,23 @@ MIKV_DEVICE_FN float sum_of_keys(MIKV_ARGUMENTS CommitArgs & a, int32_t head, Me
 }
 
 // Do the run's rows replace everything that the block holds?
-MIKV_DEVICE_FN bool replaces_block(MIKV_ARGUMENTS CommitArgs & a, int32_t head, MeanRun run, uint32_t thread,
+MIKV_DEVICE_FN bool replaces_block(MIKV_ARGUMENTS CommitArgs & a, int32_t head, MeanRun run, uint32_t tid,
                                    MIKV_SHARED MeanShared * s) {
-    const int32_t cell  = run.block * block_cells + int32_t(thread); // as many threads as cells
+    const int32_t cell  = run.block * block_cells + int32_t(tid); // as many threads as cells
     const int64_t first = int64_t(head / a.layer.n_head_kv) * a.layer.n_cells;
     const int32_t holds = cell < a.layer.n_cells && (a.flags[first + cell] & cell_holds) ? 1 : 0;
-    return run.end - run.begin >= block_sum(holds, thread, mean_threads, &s->exchange);
+    return run.end - run.begin >= block_sum(holds, tid, mean_threads, &s->exchange);
 }
 
-MIKV_DEVICE_FN void mean_of_run(MIKV_ARGUMENTS CommitArgs & a, int32_t head, MeanRun run, uint32_t thread,
+MIKV_DEVICE_FN void mean_of_run(MIKV_ARGUMENTS CommitArgs & a, int32_t head, MeanRun run, uint32_t tid,
                                 MIKV_SHARED MeanShared * s) {
     const MIKV_GLOBAL GpuHead * h   = a.layer.heads + head;
     const int32_t               dim = h->view.k.dim, n_before = h->tally->mean_count;
     MIKV_GLOBAL uint16_t *      mean = h->view.k_mean + int64_t(run.block) * dim;
     const bool                  has = h->has_mean[run.block] != 0, neighbour = run.block > 0 && h->has_mean[run.block - 1] != 0;
-    const bool                  fresh = replaces_block(a, head, run, thread, s) && run.count >= enough_rows;
+    const bool                  fresh = replaces_block(a, head, run, tid, s) && run.count >= enough_rows;
     const bool                  renew = !has || fresh;
-    for (int32_t i = int32_t(thread); i < dim; i += mean_threads) {
+    for (int32_t i = int32_t(tid); i < dim; i += mean_threads) {
         const float own = sum_of_keys(a, head, run, i);
         if (renew) {
             const bool before = run.count < enough_rows && n_before >= enough_before;
@@ -64,7 +64,7 @@ MIKV_DEVICE_FN void mean_of_run(MIKV_ARGUMENTS CommitArgs & a, int32_t head, Mea
         h->mean_sum[i] += own;
     }
     block_sync();
-    if (thread == 0) {
+    if (tid == 0) {
         h->has_mean[run.block] = 1;
         h->tally->mean_count   = (renew ? 0 : n_before) + run.count;
     }
@@ -77,7 +77,7 @@ MIKV_DEVICE_FN void mean_block(MIKV_ARGUMENTS CommitArgs & a, WorkPlace at, MIKV
     while (run.end < a.layer.n_tokens) {
         run = next_run(a, head, run.end);
         if (run.count > 0) {
-            mean_of_run(a, head, run, at.thread, s);
+            mean_of_run(a, head, run, at.tid, s);
         }
     }
 }

@@ -41,7 +41,7 @@ MIKV_DEVICE_FN void merge_block(MIKV_ARGUMENTS MergeArgs & a, WorkPlace at, MIKV
     const int32_t query_head = int32_t(head % a.n_head_kv) * a.group + int32_t(row) / a.n_queries;
     const int64_t first_part = head * a.n_chunks * n_rows + row;
     const RowSum  sum        = sum_of_chunks(a, first_part, n_rows, query_head);
-    if (at.thread == 0) {
+    if (at.tid == 0) {
         a.final_m[head * n_rows + row] = sum.m;
         a.final_l[head * n_rows + row] = sum.l;
         a.share[head * n_rows + row]   = sum.share;
@@ -49,7 +49,7 @@ MIKV_DEVICE_FN void merge_block(MIKV_ARGUMENTS MergeArgs & a, WorkPlace at, MIKV
     if (!a.part_acc) {
         return;
     }
-    for (int32_t i = int32_t(at.thread); i < a.row; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < a.row; i += row_threads) {
         float acc = 0.0f;
         for (int32_t c = 0; c < a.n_chunks; c++) {
             const int64_t part = first_part + c * n_rows;
@@ -60,11 +60,11 @@ MIKV_DEVICE_FN void merge_block(MIKV_ARGUMENTS MergeArgs & a, WorkPlace at, MIKV
         s->row[i] = sum.l > 0.0f ? acc * (exp_of(sum.largest - sum.m) / sum.l) : 0.0f;
     }
     if (a.rotate) {
-        rotate_shared(s->row, a.row, at.thread);
+        rotate_shared(s->row, a.row, at.tid);
     }
     const int64_t stream = head / a.n_head_kv, n_head = int64_t(a.n_head_kv) * a.group;
     const int64_t out = ((stream * a.n_queries + row % a.n_queries) * n_head + query_head) * a.dim;
-    for (int32_t i = int32_t(at.thread); i < a.dim; i += row_threads) {
+    for (int32_t i = int32_t(at.tid); i < a.dim; i += row_threads) {
         a.out[out + i] = s->row[i];
     }
 }

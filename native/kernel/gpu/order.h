@@ -11,7 +11,7 @@ struct Selection {
     int32_t  head, stream;
     int32_t  n_slots, n_tokens;
     uint32_t now, batch;
-    uint32_t thread;
+    uint32_t tid;
 };
 
 // The order of unsigned numbers as that of floats.
@@ -129,17 +129,17 @@ MIKV_DEVICE_FN MIKV_GLOBAL uint32_t * key_of(MIKV_ARGUMENTS CommitArgs & a, int3
 MIKV_DEVICE_FN int32_t write_keys(MIKV_ARGUMENTS CommitArgs & a, Selection x, MIKV_SHARED SelectShared * s) {
     float   sum = 0.0f;
     int32_t n = 0, n_held = 0;
-    for (int32_t i = int32_t(x.thread); i < x.n_slots + x.n_tokens; i += select_threads) {
+    for (int32_t i = int32_t(x.tid); i < x.n_slots + x.n_tokens; i += select_threads) {
         const Contender c  = contender(a, x, i);
         const bool      is = c.cell != free_slot;
         n += is ? 1 : 0;
         n_held += is && c.token < 0 ? 1 : 0;
         sum += is ? c.score : 0.0f;
     }
-    n                = block_sum(n, x.thread, select_threads, &s->exchange);
-    n_held           = block_sum(n_held, x.thread, select_threads, &s->exchange);
-    const float mean = block_sum(sum, x.thread, select_threads, &s->exchange) / float(n > 0 ? n : 1);
-    for (int32_t i = int32_t(x.thread); i < x.n_slots + x.n_tokens; i += select_threads) {
+    n                = block_sum(n, x.tid, select_threads, &s->exchange);
+    n_held           = block_sum(n_held, x.tid, select_threads, &s->exchange);
+    const float mean = block_sum(sum, x.tid, select_threads, &s->exchange) / float(n > 0 ? n : 1);
+    for (int32_t i = int32_t(x.tid); i < x.n_slots + x.n_tokens; i += select_threads) {
         const Contender c      = contender(a, x, i);
         uint32_t        key[3] = {0u, 0u, 0u};
         if (c.cell != free_slot) {
@@ -177,16 +177,16 @@ MIKV_DEVICE_FN bool not_below(MIKV_ARGUMENTS CommitArgs & a, int32_t head, int32
 }
 
 // The digit at which the n-th largest of the counted ones lies, and how many have a larger one; into s->digit, s->above.
-MIKV_DEVICE_FN void find_digit(int32_t n, uint32_t thread, MIKV_SHARED SelectShared * s) {
-    if (thread < 16) {
+MIKV_DEVICE_FN void find_digit(int32_t n, uint32_t tid, MIKV_SHARED SelectShared * s) {
+    if (tid < 16) {
         int32_t sum = 0;
         for (uint32_t i = 0; i < 16; i++) {
-            sum += int32_t(counted(&s->bin[thread * 16 + i]));
+            sum += int32_t(counted(&s->bin[tid * 16 + i]));
         }
-        s->sixteenth[thread] = sum;
+        s->sixteenth[tid] = sum;
     }
     block_sync();
-    if (thread == 0) {
+    if (tid == 0) {
         int32_t part = 15, above = 0;
         while (part > 0 && above + s->sixteenth[part] < n) {
             above += s->sixteenth[part--];
@@ -206,11 +206,11 @@ MIKV_DEVICE_FN LastKey last_key(MIKV_ARGUMENTS CommitArgs & a, Selection x, int3
     for (int word = 0; word < 3; word++) {
         uint32_t known = 0; // bits of the word
         for (int shift = word == 0 ? 0 : 24; shift >= 0; shift -= 8) {
-            for (uint32_t i = x.thread; i < 256; i += uint32_t(select_threads)) {
+            for (uint32_t i = x.tid; i < 256; i += uint32_t(select_threads)) {
                 reset_count(&s->bin[i]);
             }
             block_sync();
-            for (int32_t i = int32_t(x.thread); i < x.n_slots + x.n_tokens; i += select_threads) {
+            for (int32_t i = int32_t(x.tid); i < x.n_slots + x.n_tokens; i += select_threads) {
                 bool same = key_of(a, x.head, 0)[i] != 0u;
                 for (int before = 0; before < word; before++) {
                     same = same && key_of(a, x.head, before)[i] == last.word[before];
@@ -221,7 +221,7 @@ MIKV_DEVICE_FN LastKey last_key(MIKV_ARGUMENTS CommitArgs & a, Selection x, int3
                 }
             }
             block_sync();
-            find_digit(n_keep, x.thread, s);
+            find_digit(n_keep, x.tid, s);
             last.word[word] |= uint32_t(s->digit) << shift;
             known |= 255u << shift;
             n_keep -= s->above;

@@ -86,7 +86,7 @@ MIKV_DEVICE_FN int64_t staged_row(MIKV_ARGUMENTS LayerArgs & a, int32_t head, in
 
 // H, in place: Walsh-Hadamard blocks of the largest powers of two that fit one after another. All threads of the block; x is written before, with
 // no barrier needed, and may be read after.
-MIKV_DEVICE_FN void rotate_shared(MIKV_SHARED float * x, int32_t n, uint32_t thread) {
+MIKV_DEVICE_FN void rotate_shared(MIKV_SHARED float * x, int32_t n, uint32_t tid) {
     int32_t first = 0;
     while (first < n) {
         int32_t size = 1;
@@ -95,7 +95,7 @@ MIKV_DEVICE_FN void rotate_shared(MIKV_SHARED float * x, int32_t n, uint32_t thr
         }
         for (int32_t half = 1; half < size; half *= 2) {
             block_sync();
-            for (int32_t pair = int32_t(thread); pair < size / 2; pair += row_threads) {
+            for (int32_t pair = int32_t(tid); pair < size / 2; pair += row_threads) {
                 const int32_t i = first + pair / half * 2 * half + pair % half;
                 const float   a = x[i], b = x[i + half];
                 x[i]        = a + b;
@@ -104,7 +104,7 @@ MIKV_DEVICE_FN void rotate_shared(MIKV_SHARED float * x, int32_t n, uint32_t thr
         }
         const float scale = 1.0f / sqrt_of(float(size));
         block_sync();
-        for (int32_t i = int32_t(thread); i < size; i += row_threads) {
+        for (int32_t i = int32_t(tid); i < size; i += row_threads) {
             x[first + i] *= scale;
         }
         first += size;

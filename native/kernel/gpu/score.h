@@ -51,7 +51,7 @@ MIKV_DEVICE_FN bool stays(MIKV_ARGUMENTS CommitArgs & a, int32_t head, uint32_t 
 
 // A thread a slot, an exact row or a token: number 256 x + thread of the KV head y.
 MIKV_DEVICE_FN void score_block(MIKV_ARGUMENTS CommitArgs & a, WorkPlace at, MIKV_SHARED ScoreShared * s) {
-    const int32_t               head = int32_t(at.y), i = int32_t(at.x) * score_threads + int32_t(at.thread);
+    const int32_t               head = int32_t(at.y), i = int32_t(at.x) * score_threads + int32_t(at.tid);
     const MIKV_GLOBAL GpuHead * h       = a.layer.heads + head;
     const int32_t               n_slots = h->view.n_slots, n_rows = n_slots + h->view.n_exact, token = i - n_rows;
     float                       refined = 0.0f, exact = 0.0f;
@@ -75,9 +75,9 @@ MIKV_DEVICE_FN void score_block(MIKV_ARGUMENTS CommitArgs & a, WorkPlace at, MIK
         of_token[0]                  = mass.all;
         of_token[1]                  = folded_score(a.fold, 0.0f, a.fold == fold_most ? mass.most : mass.all, a.layer.n_tokens);
     }
-    refined = block_sum(refined, at.thread, score_threads, &s->exchange);
-    exact   = block_sum(exact, at.thread, score_threads, &s->exchange);
-    if (at.thread == 0) {
+    refined = block_sum(refined, at.tid, score_threads, &s->exchange);
+    exact   = block_sum(exact, at.tid, score_threads, &s->exchange);
+    if (at.tid == 0) {
         a.part_mass[(int64_t(head) * a.n_score_blocks + at.x) * 2]     = refined;
         a.part_mass[(int64_t(head) * a.n_score_blocks + at.x) * 2 + 1] = exact;
     }

@@ -10,7 +10,7 @@ namespace mikv {
 MIKV_DEVICE_FN void release_overwritten(MIKV_ARGUMENTS CommitArgs & a, Selection x, MIKV_SHARED SelectShared * s) {
     const MIKV_GLOBAL GpuHead * h       = a.layer.heads + x.head;
     int32_t                     n_slots = 0, n_exact = 0, first = x.n_slots;
-    for (int32_t i = int32_t(x.thread); i < x.n_slots; i += select_threads) {
+    for (int32_t i = int32_t(x.tid); i < x.n_slots; i += select_threads) {
         const uint32_t cell = h->view.slot_cell[i];
         if (cell != free_slot && staged_in(a.layer, x.head, int32_t(cell)) >= 0) {
             h->view.slot_cell[i] = free_slot;
@@ -18,17 +18,17 @@ MIKV_DEVICE_FN void release_overwritten(MIKV_ARGUMENTS CommitArgs & a, Selection
             n_slots++;
         }
     }
-    for (int32_t i = int32_t(x.thread); i < h->view.n_exact; i += select_threads) {
+    for (int32_t i = int32_t(x.tid); i < h->view.n_exact; i += select_threads) {
         const uint32_t cell = h->view.exact_cell[i];
         if (cell != free_slot && staged_in(a.layer, x.head, int32_t(cell)) >= 0) {
             h->view.exact_cell[i] = free_slot;
             n_exact++;
         }
     }
-    n_slots = block_sum(n_slots, x.thread, select_threads, &s->exchange);
-    n_exact = block_sum(n_exact, x.thread, select_threads, &s->exchange);
-    first   = block_least(first, x.thread, select_threads, &s->exchange);
-    if (x.thread == 0) {
+    n_slots = block_sum(n_slots, x.tid, select_threads, &s->exchange);
+    n_exact = block_sum(n_exact, x.tid, select_threads, &s->exchange);
+    first   = block_least(first, x.tid, select_threads, &s->exchange);
+    if (x.tid == 0) {
         h->tally->n_free += n_slots;
         h->tally->n_refined -= n_slots;
         h->tally->n_exact -= n_exact;
@@ -38,7 +38,7 @@ MIKV_DEVICE_FN void release_overwritten(MIKV_ARGUMENTS CommitArgs & a, Selection
 }
 
 MIKV_DEVICE_FN void add_to_tally(MIKV_ARGUMENTS CommitArgs & a, Selection x) {
-    if (x.thread != 0 || !a.kept) {
+    if (x.tid != 0 || !a.kept) {
         return;
     }
     MIKV_GLOBAL HeadTally * tally = a.layer.heads[x.head].tally;
@@ -65,12 +65,12 @@ MIKV_DEVICE_FN int32_t place_sinks(MIKV_ARGUMENTS CommitArgs & a, Selection x, M
     const MIKV_GLOBAL GpuHead * h       = a.layer.heads + x.head;
     MIKV_GLOBAL int32_t *       place   = a.token_place + int64_t(x.head) * x.n_tokens;
     int32_t                     n_sinks = 0, n_placed = 0;
-    for (int32_t t = int32_t(x.thread); t < x.n_tokens; t += select_threads) {
+    for (int32_t t = int32_t(x.tid); t < x.n_tokens; t += select_threads) {
         place[t] = gpu_place_base;
         n_sinks += (a.flags[int64_t(x.stream) * a.layer.n_cells + cell_of(a, x.head, t)] & cell_sink) ? 1 : 0;
     }
-    n_sinks = block_sum(n_sinks, x.thread, select_threads, &s->exchange);
-    if (x.thread == 0 && n_sinks > 0) {
+    n_sinks = block_sum(n_sinks, x.tid, select_threads, &s->exchange);
+    if (x.tid == 0 && n_sinks > 0) {
         int32_t e = 0;
         for (int32_t t = 0; t < x.n_tokens; t++) {
             const int32_t cell = cell_of(a, x.head, t);
@@ -87,7 +87,7 @@ MIKV_DEVICE_FN int32_t place_sinks(MIKV_ARGUMENTS CommitArgs & a, Selection x, M
         }
         h->tally->n_exact += n_placed;
     }
-    return x.n_tokens - block_sum(n_placed, x.thread, select_threads, &s->exchange);
+    return x.n_tokens - block_sum(n_placed, x.tid, select_threads, &s->exchange);
 }
 
 // Slots of those that fall behind become free; keys say who. Returns how many did.
@@ -95,16 +95,16 @@ MIKV_DEVICE_FN int32_t demote(MIKV_ARGUMENTS CommitArgs & a, Selection x, int32_
                               MIKV_SHARED SelectShared * s) {
     const MIKV_GLOBAL GpuHead * h = a.layer.heads + x.head;
     int32_t                     n = 0, first = x.n_slots;
-    for (int32_t i = int32_t(x.thread); i < x.n_slots; i += select_threads) {
+    for (int32_t i = int32_t(x.tid); i < x.n_slots; i += select_threads) {
         if (h->view.slot_cell[i] != free_slot && (n_keep == 0 || !not_below(a, x.head, i, last))) {
             h->view.slot_cell[i] = free_slot;
             first                = i < first ? i : first;
             n++;
         }
     }
-    n     = block_sum(n, x.thread, select_threads, &s->exchange);
-    first = block_least(first, x.thread, select_threads, &s->exchange);
-    if (x.thread == 0) {
+    n     = block_sum(n, x.tid, select_threads, &s->exchange);
+    first = block_least(first, x.tid, select_threads, &s->exchange);
+    if (x.tid == 0) {
         h->tally->n_free += n;
         h->tally->n_refined -= n;
         h->tally->demotions += n;
@@ -119,10 +119,10 @@ MIKV_DEVICE_FN int32_t list_waiting(MIKV_ARGUMENTS CommitArgs & a, Selection x, 
                                     MIKV_SHARED SelectShared * s) {
     int32_t n = 0;
     for (int32_t first = 0; first < x.n_tokens; first += select_threads) {
-        const int32_t t    = first + int32_t(x.thread);
+        const int32_t t    = first + int32_t(x.tid);
         const bool    gets = t < x.n_tokens && token_place(a, x.head, t) == gpu_place_base &&
                           (all || (n_keep > 0 && not_below(a, x.head, x.n_slots + t, last)));
-        const Rank rank = block_rank(gets, x.thread, select_threads, &s->exchange);
+        const Rank rank = block_rank(gets, x.tid, select_threads, &s->exchange);
         if (gets) {
             a.waiting[int64_t(x.head) * x.n_tokens + n + rank.before] = t;
         }
@@ -139,9 +139,9 @@ MIKV_DEVICE_FN void take_slots(MIKV_ARGUMENTS CommitArgs & a, Selection x, int32
     int32_t                     n = 0, end = begin;
     block_sync();
     for (int32_t first = begin; first < x.n_slots && n < n_waiting; first += select_threads) {
-        const int32_t slot    = first + int32_t(x.thread);
+        const int32_t slot    = first + int32_t(x.tid);
         const bool    is_free = slot < x.n_slots && h->view.slot_cell[slot] == free_slot;
-        const Rank    rank    = block_rank(is_free, x.thread, select_threads, &s->exchange);
+        const Rank    rank    = block_rank(is_free, x.tid, select_threads, &s->exchange);
         if (is_free && n + rank.before < n_waiting) {
             const int32_t t                                 = a.waiting[int64_t(x.head) * x.n_tokens + n + rank.before];
             h->view.slot_cell[slot]                         = uint32_t(cell_of(a, x.head, t));
@@ -151,7 +151,7 @@ MIKV_DEVICE_FN void take_slots(MIKV_ARGUMENTS CommitArgs & a, Selection x, int32
         end = n + rank.all <= n_waiting ? first + select_threads : end; // all of these are held now
         n += rank.all;
     }
-    if (x.thread == 0) {
+    if (x.tid == 0) {
         const int32_t n_taken = n < n_waiting ? n : n_waiting;
         h->tally->n_free -= n_taken;
         h->tally->n_refined += n_taken;
@@ -163,7 +163,7 @@ MIKV_DEVICE_FN void select_block(MIKV_ARGUMENTS CommitArgs & a, WorkPlace at, MI
     const MIKV_GLOBAL GpuHead * h      = a.layer.heads + at.x;
     const int32_t               stream = int32_t(at.x) / a.layer.n_head_kv;
     const CellClock             clock  = {a.clock[stream].now, a.clock[stream].batch};
-    const Selection x = {int32_t(at.x), stream, h->view.n_slots, a.layer.n_tokens, clock.now, clock.batch, at.thread};
+    const Selection             x = {int32_t(at.x), stream, h->view.n_slots, a.layer.n_tokens, clock.now, clock.batch, at.tid};
     release_overwritten(a, x, s);
     add_to_tally(a, x);
     const int32_t n_wishes = place_sinks(a, x, s), n_free = h->tally->n_free;
