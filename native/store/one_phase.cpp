@@ -1,15 +1,10 @@
 // A decoded token's part of a layer without a wait between its phases: threads meet once, at the end.
 #include <algorithm>
 
+#include "format/cell.h"
 #include "store/step.h"
 
 namespace mikv {
-
-namespace {
-
-constexpr uint16_t hidden = 0xFC00u; // -inf in f16
-
-} // namespace
 
 // llama.cpp pads the cells that attention looks at: how many there are up to the last one that some query sees, in whole tiles of 64.
 int Step::seen_cells() const {
