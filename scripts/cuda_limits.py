@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Compile the CUDA texts for every architecture and check what ptxas says of each kernel: registers, spills, shared memory.
 
-Prints one line per kernel, the worst of all architectures. Needs nvcc: on the path, in CUDA_HOME, or --nvcc. Exit code 77: there is none.
+Prints one line per kernel, the worst of all architectures. Needs nvcc: on the path, in CUDA_HOME, or --nvcc. Exit code 77:
+there is none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def read_uses(text: str) -> dict[str, Use]:
     """Kernels in what ptxas -v printed."""
     uses = {}
     pattern = re.compile(
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)", re.DOTALL
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+        re.DOTALL,
     )
     for name, stores, loads, registers, rest in pattern.findall(text):
         shared = re.search(r"(\d+) bytes smem", rest)
@@ -47,7 +49,7 @@ def read_uses(text: str) -> dict[str, Use]:
 
 
 def find_nvcc() -> str | None:
-    """nvcc of the path, or of CUDA_HOME."""
+    """The compiler of the path, or of CUDA_HOME."""
     home = os.environ.get("CUDA_HOME")
     found = shutil.which("nvcc") or (home and shutil.which("nvcc", path=str(Path(home) / "bin")))
     return found or None
@@ -55,7 +57,18 @@ def find_nvcc() -> str | None:
 
 def compile_text(nvcc: str, text: str, architecture: int, folder: Path) -> dict[str, Use]:
     """Uses of the kernels of one text on one architecture; fails if it does not compile or the compiler warns."""
-    command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-cubin", "-Xptxas", "-v", "-I", str(ROOT / "native"), *TEXTS[text]]
+    command = [
+        nvcc,
+        "-std=c++17",
+        "-O3",
+        f"-arch=sm_{architecture}",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+        "-I",
+        str(ROOT / "native"),
+        *TEXTS[text],
+    ]
     command += [str(ROOT / "native/backend/cuda" / text), "-o", str(folder / f"{text}.{architecture}.cubin")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
@@ -83,7 +96,8 @@ def main() -> int:
     over = [name for name, use in worst.items() if any(have > limit for have, limit in zip(use, limits))]
     for name, use in sorted(worst.items()):
         mark = "  over the limit" if name in over else ""
-        print(f"{name:20} {use.registers:4} registers {use.spilled_bytes:4} bytes spilled {use.shared_bytes:6} bytes shared{mark}")
+        numbers = f"{use.registers:4} registers {use.spilled_bytes:4} bytes spilled {use.shared_bytes:6} bytes shared"
+        print(f"{name:20} {numbers}{mark}")
     architectures = ", ".join(f"sm_{a}" for a in args.architectures)
     print(f"cuda: {len(worst)} kernels compiled for {architectures}, {len(over)} over the limits; none of them run")
     return 1 if over or not worst else 0

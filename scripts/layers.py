@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Check who includes or imports whom: arrows point down only, and each stranger is known in one place.
 
-C++, folders of native/: ggml -> store -> {policy, backend}, backend -> kernel -> codec -> format -> dialect; only ggml/ includes ggml's
-headers. Python: only the modules of STRANGERS import cffi and llama_cpp; mikv_cpp/reference, the executable specification,
-imports neither these nor the rest of the package, so it cannot agree with the native code by sharing it.
+C++, folders of native/: ggml -> store -> {policy, backend}, backend -> kernel -> codec -> format -> dialect; only ggml/
+includes ggml's headers. Python: only the modules of STRANGERS import cffi and llama_cpp; mikv_cpp/reference, the executable
+specification, imports neither these nor the rest of the package, so it cannot agree with the native code by sharing it.
 """
 
 from __future__ import annotations

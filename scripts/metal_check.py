@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Type-check the Metal texts with clang against declarations of Metal's library with real address spaces (tests/metal/metal_stdlib).
+"""Type-check the Metal texts with clang against declarations of Metal's library (tests/metal/metal_stdlib).
 
-Not Metal's compiler: what we read in its specification. Therefore calibrated on Metal files of llama.cpp, which are known to be good and must pass,
-and on faults seeded into our text, which must all be reported. Exit code 77: there is no clang.
+Address spaces are real. Not Metal's compiler: what we read in its specification. Therefore calibrated on Metal files of
+llama.cpp, which are known to be good and must pass, and on faults seeded into our text, which must all be reported. Exit code
+77: there is no clang.
 """
 
 from __future__ import annotations
@@ -19,8 +20,24 @@ from metal_text import ENTRIES, ROOT, metal_text
 
 SKIPPED = 77
 KNOWN_GOOD = ("argsort", "norm", "pool", "reduce", "solve_tri", "tri", "upscale")  # of llama.cpp's ggml-metal/kernels
-FLAGS = ["-x", "c++", "-std=c++17", "--target=aarch64-linux-gnu", "-nostdinc", "-fsyntax-only", "-D__METAL_VERSION__=310", "-ferror-limit=50"]
-OURS = ["-Wall", "-Wno-unused-function", "-Wno-unused-const-variable", "-Wno-unknown-attributes", "-Werror=double-promotion", "-Ddouble=metal_has_none"]
+FLAGS = [
+    "-x",
+    "c++",
+    "-std=c++17",
+    "--target=aarch64-linux-gnu",
+    "-nostdinc",
+    "-fsyntax-only",
+    "-D__METAL_VERSION__=310",
+    "-ferror-limit=50",
+]
+OURS = [
+    "-Wall",
+    "-Wno-unused-function",
+    "-Wno-unused-const-variable",
+    "-Wno-unknown-attributes",
+    "-Werror=double-promotion",
+    "-Ddouble=metal_has_none",
+]
 THEIRS = ["-Wno-everything"]
 
 
@@ -36,13 +53,21 @@ FAULTS = (
     TypeFault("device memory through a thread's pointer", "const MIKV_GLOBAL float * key =", "const float * key ="),
     TypeFault("threadgroup memory through a thread's pointer", "MIKV_SHARED float * weight", "float * weight"),
     TypeFault("device memory through a threadgroup's pointer", "MIKV_GLOBAL uint8_t * base,", "MIKV_SHARED uint8_t * base,"),
-    TypeFault("parameter without an address space", "int32_t kept_at(const MIKV_GLOBAL GpuHead * h", "int32_t kept_at(const GpuHead * h"),
+    TypeFault(
+        "parameter without an address space",
+        "int32_t kept_at(const MIKV_GLOBAL GpuHead * h",
+        "int32_t kept_at(const GpuHead * h",
+    ),
     TypeFault("arguments without an address space", "row_tile(MIKV_ARGUMENTS AttendArgs & a", "row_tile(const AttendArgs & a"),
     TypeFault("member function of an object in device memory", "g < f.n_groups()", "g < h->view.k.n_groups()"),
     TypeFault("word of CUDA's", "    block_sync();\n", "    __syncthreads();\n"),
     TypeFault("double", "float sum = 0.0f;", "double sum = 0.0f;"),
     TypeFault("number of double precision", "(float(code) + 0.5f)", "(float(code) + 0.5)"),
-    TypeFault("arguments written", "const int32_t first = int32_t(at.x) * a.chunk_cells;", "a.n_chunks = 1;\n    const int32_t first = int32_t(at.x) * a.chunk_cells;"),
+    TypeFault(
+        "arguments written",
+        "const int32_t first = int32_t(at.x) * a.chunk_cells;",
+        "a.n_chunks = 1;\n    const int32_t first = int32_t(at.x) * a.chunk_cells;",
+    ),
     TypeFault("name that Metal keeps for itself", "uint32_t tid;", "uint32_t thread;"),
     TypeFault("function of the C library", "return exp(x);", "return expf(x);"),
 )
@@ -50,14 +75,17 @@ FAULTS = (
 
 def find_clang() -> str | None:
     """A clang for C++ on the path."""
-    return next((found for name in ("clang++", *(f"clang++-{n}" for n in range(22, 13, -1))) if (found := shutil.which(name))), None)
+    return next(
+        (found for name in ("clang++", *(f"clang++-{n}" for n in range(22, 13, -1))) if (found := shutil.which(name))), None
+    )
 
 
 def faults_of(clang: str, text: str, flags: list[str], folder: Path) -> str:
-    """What clang says against a text; "" if nothing. Entry points have attributes that no clang but Apple's knows: they are dropped."""
+    """What clang says against a text; "" if nothing. Attributes that only Apple's clang knows are dropped."""
     text = re.sub(r"\[\[function_constant[^\]]*\]\]", "= {}", text)  # a value that comes later
     text = re.sub(r"\[\[[^\]]*\]\]", "", text)
-    text = re.sub(r"(?m)^( +)(threadgroup \w+ \w+\[)", r"\1static \2", text)  # clang knows no automatic variable in an address space
+    # clang knows no automatic variable in an address space
+    text = re.sub(r"(?m)^( +)(threadgroup \w+ \w+\[)", r"\1static \2", text)
     path = folder / "text.metal"
     path.write_text(text, encoding="utf-8")
     stub = ROOT / "tests/metal"
@@ -97,7 +125,9 @@ def check_faults(clang: str, folder: Path) -> int:
 def main() -> int:
     """Check the texts, the known-good files and the seeded faults."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llama-cpp", type=Path, help="source tree of llama.cpp, for the known-good files; else those are not looked at")
+    parser.add_argument(
+        "--llama-cpp", type=Path, help="source tree of llama.cpp, for the known-good files; else those are not looked at"
+    )
     parser.add_argument("--clang", default=find_clang())
     args = parser.parse_args()
     if not args.clang:

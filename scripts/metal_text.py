@@ -27,7 +27,7 @@ def header_text(name: str, seen: set[str]) -> list[str]:
         match = INCLUDE.match(line)
         if match and match[1] == '"':
             lines += header_text(match[2], seen)
-        elif match and match[2] != "metal_stdlib" or line.strip() == "#pragma once":
+        elif (match and match[2] != "metal_stdlib") or line.strip() == "#pragma once":
             continue
         else:
             lines.append(line)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Seed one fault after the other into the GPU kernels' text and see that the tests on the emulator catch each.
 
-Needs a build folder with the native test programs (-DMIKV_TESTS=ON) of this tree. Prints what caught each fault; 1 if one was not.
+Needs a build folder with the native test programs (-DMIKV_TESTS=ON) of this tree. Prints what caught each fault; 1 if one was
+not.
 """
 
 from __future__ import annotations
@@ -29,27 +30,75 @@ class Fault(NamedTuple):
     test: str = "gpu_matrix"
 
 
+NO_FAULT = Fault("no fault", "attend.h", "if (seen) {", "if (seen) {")
 FAULTS = (
-    Fault("missing barrier before the queries are read", "attend.h", "load_queries(a, tile, at.tid, s);\n    block_sync();", "load_queries(a, tile, at.tid, s);"),
-    Fault("missing barrier between scores and weights", "attend.h", "at.tid, s);\n        block_sync();\n        weigh_rows", "at.tid, s);\n        weigh_rows"),
+    Fault(
+        "missing barrier before the queries are read",
+        "attend.h",
+        "load_queries(a, tile, at.tid, s);\n    block_sync();",
+        "load_queries(a, tile, at.tid, s);",
+    ),
+    Fault(
+        "missing barrier between scores and weights",
+        "attend.h",
+        "at.tid, s);\n        block_sync();\n        weigh_rows",
+        "at.tid, s);\n        weigh_rows",
+    ),
     Fault("divergent collective", "attend.h", "m         = warp_max(m);", "m         = lane < 16 ? warp_max(m) : m;"),
     Fault("one cell too many", "attend.h", "begin + i < last; i++", "begin + i <= last; i++"),
     Fault("a row that nobody sees is read", "attend.h", "if (seen) {", "if (cell < last) {"),
     Fault("running sum not corrected", "attend.h", "s->l[r] * s->correction[r] + sum", "s->l[r] + sum"),
     Fault("mean key forgotten", "attend.h", "+ half_to_float(mean[at])", "+ 0.0f * half_to_float(mean[at])"),
-    Fault("wrong index of a chunk", "attend.h", "a.n_chunks + int64_t(at.x)) * tile.all", "a.n_chunks + int64_t(at.x)) * tile.n"),
+    Fault(
+        "wrong index of a chunk", "attend.h", "a.n_chunks + int64_t(at.x)) * tile.all", "a.n_chunks + int64_t(at.x)) * tile.n"
+    ),
     Fault("logit kept in another's place", "attend.h", "h->view.n_slots + h->view.n_exact + token", "h->view.n_slots + token"),
     Fault("off by one group", "rows.h", "row.params[group * row.n_cells]", "row.params[(group + 1) * row.n_cells]"),
     Fault("refinement shifted wrongly", "rows.h", "(code << extra) |", "(code << (extra - 1)) |"),
     Fault("wrong plane shift", "store.h", ">> (shift + bits)) &", ">> shift) &"),
-    Fault("missing barrier before codes are packed", "store.h", "    }\n    block_sync();\n    write_planes", "    }\n    write_planes"),
+    Fault(
+        "missing barrier before codes are packed",
+        "store.h",
+        "    }\n    block_sync();\n    write_planes",
+        "    }\n    write_planes",
+    ),
     Fault("end points forgotten", "store.h", "f.end_point_bits()", "0"),
-    Fault("stale slot", "select.h", "h->view.slot_cell[i] = free_slot;\n            first                = i < first ? i : first;\n            n_slots++;", "n_slots++;", "gpu_cache"),
-    Fault("one too few keep their slots", "order.h", "above + int32_t(counted(&s->bin[digit])) < n", "above + int32_t(counted(&s->bin[digit])) <= n", "gpu_cache"),
-    Fault("counted without an atomic operation", "order.h", "count_one(&s->bin[(key >> shift) & 255u]);", "s->bin[(key >> shift) & 255u]++;", "gpu_cache"),
-    Fault("clock off by one", "begin.h", "a.clock[stream].now + 1 + uint32_t(token)", "a.clock[stream].now + uint32_t(token)", "gpu_cache"),
+    Fault(
+        "stale slot",
+        "select.h",
+        "h->view.slot_cell[i] = free_slot;\n            first                = i < first ? i : first;\n            n_slots++;",
+        "n_slots++;",
+        "gpu_cache",
+    ),
+    Fault(
+        "one too few keep their slots",
+        "order.h",
+        "above + int32_t(counted(&s->bin[digit])) < n",
+        "above + int32_t(counted(&s->bin[digit])) <= n",
+        "gpu_cache",
+    ),
+    Fault(
+        "counted without an atomic operation",
+        "order.h",
+        "count_one(&s->bin[(key >> shift) & 255u]);",
+        "s->bin[(key >> shift) & 255u]++;",
+        "gpu_cache",
+    ),
+    Fault(
+        "clock off by one",
+        "begin.h",
+        "a.clock[stream].now + 1 + uint32_t(token)",
+        "a.clock[stream].now + uint32_t(token)",
+        "gpu_cache",
+    ),
     Fault("mean of the wrong block", "mean.h", "int64_t(run.block - 1) * dim + i", "int64_t(run.block) * dim + i", "gpu_cache"),
-    Fault("missing barrier of the rotation", "rows.h", "block_sync();\n            for (int32_t pair", "for (int32_t pair", "gpu_cache"),
+    Fault(
+        "missing barrier of the rotation",
+        "rows.h",
+        "block_sync();\n            for (int32_t pair",
+        "for (int32_t pair",
+        "gpu_cache",
+    ),
     Fault("sample not scaled", "score.h", "mass.all *= a.mass_scale;", "", "gpu_cache"),
 )
 
@@ -74,12 +123,25 @@ def caught_by(fault: Fault, build: Path) -> str:
         seeded.parent.mkdir(parents=True)
         seeded.write_text(seeded_text(fault), encoding="utf-8")
         compiler = os.environ.get("CXX", "g++")
-        flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fsanitize=thread", "-DMIKV_EMULATED_GPU", "-I", folder, "-I", str(ROOT / "native")]
+        flags = [
+            "-std=c++17",
+            "-O1",
+            "-g",
+            "-ffp-contract=off",
+            "-fsanitize=thread",
+            "-DMIKV_EMULATED_GPU",
+            "-I",
+            folder,
+            "-I",
+            str(ROOT / "native"),
+        ]
         text, program = str(ROOT / "native/backend/emulated/kernels.cpp"), str(Path(folder) / "test")
         done = run([compiler, *flags, "-c", text, "-o", program + ".o"])
         if done.returncode:
             raise SystemExit(f"{fault.name}: does not compile:\n{done.stderr}")
-        others = [str(path) for kind in ("mikv_core", "mikv_emulated") for path in (build / f"CMakeFiles/{kind}.dir").rglob("*.o")]
+        others = [
+            str(path) for kind in ("mikv_core", "mikv_emulated") for path in (build / f"CMakeFiles/{kind}.dir").rglob("*.o")
+        ]
         others = [path for path in others if not path.endswith(OWN_OBJECT)]
         test = str(build / f"CMakeFiles/{fault.test}.dir/tests/native/{fault.test}.cpp.o")
         done = run([compiler, test, program + ".o", *others, "-o", program, "-ldl", "-lpthread"])
@@ -87,7 +149,9 @@ def caught_by(fault: Fault, build: Path) -> str:
             raise SystemExit(f"{fault.name}: does not link:\n{done.stderr}")
         done = run([program, "--quick"])
         lines = [line for line in done.stdout.splitlines() if ": launches" not in line]
-        return (lines or [f"ended with {done.returncode}"])[0] if done.returncode else ""
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"{fault.name}: {fault.test} ended with {done.returncode}, which reports nothing")
+        return lines[0] if done.returncode else ""
 
 
 def main() -> int:
@@ -97,6 +161,8 @@ def main() -> int:
     parser.add_argument("--only", help="faults with this in their name")
     args = parser.parse_args()
     faults = [fault for fault in FAULTS if not args.only or args.only in fault.name]
+    if line := caught_by(NO_FAULT, args.build):
+        raise SystemExit(f"the text without a fault does not pass: {line}")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         lines = list(pool.map(lambda fault: caught_by(fault, args.build), faults))
     for fault, line in zip(faults, lines):

@@ -84,6 +84,7 @@ private:
 Block      block;
 Watch      watch;
 std::mutex one_at_a_time;
+bool       at_work = false; // set from the start: memory is accessed before `block` is made
 
 bool Block::fail(const std::string & text) {
     if (!failed_) {
@@ -205,7 +206,7 @@ bool Block::run(const EmulatedKernel & kernel, const WorkPlace & place, uint32_t
     const auto work = [](void * user, int thread) {
         Block *   self = static_cast<Block *>(user);
         WorkPlace at   = self->place_;
-        at.tid      = uint32_t(thread);
+        at.tid         = uint32_t(thread);
         self->kernel_->run(self->arguments_, at, self->shared_);
     };
     fibers_.start(n, work, this);
@@ -244,11 +245,13 @@ bool emulate(const EmulatedKernel & kernel, const uint32_t blocks[3], const void
     watch.allow(copy.data(), kernel.argument_bytes, "the arguments", false);
     block.next_launch();
     bool good = true;
+    at_work   = true;
     for (int number : turns(report.order, int(blocks[0] * blocks[1] * blocks[2]))) {
         const uint32_t  i     = uint32_t(number);
         const WorkPlace place = {i % blocks[0], i / blocks[0] % blocks[1], i / blocks[0] / blocks[1], 0};
         good                  = good && block.run(kernel, place, i, copy.data(), report);
     }
+    at_work = false;
     watch.forget(copy.data());
     return good;
 }
@@ -265,7 +268,9 @@ void count_one(SharedCount * count) { ++*count; }
 
 // Called by announce.cpp.
 void note_access(const void * address, size_t size_bytes, bool write, void * code) {
-    block.access(address, size_bytes, write, code);
+    if (at_work) {
+        block.access(address, size_bytes, write, code);
+    }
 }
 
 } // namespace mikv
