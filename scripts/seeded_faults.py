@@ -45,8 +45,13 @@ FAULTS = (
         "at.tid, s);\n        weigh_rows",
     ),
     Fault("divergent collective", "attend.h", "m         = warp_max(m);", "m         = lane < 16 ? warp_max(m) : m;"),
-    Fault("one cell too many", "attend.h", "begin + i < last; i++", "begin + i <= last; i++"),
-    Fault("a row that nobody sees is read", "attend.h", "if (seen) {", "if (cell < last) {"),
+    Fault(
+        "chunks overlap by a cell",
+        "attend.h",
+        "? first + a.chunk_cells : a.layer.n_kv",
+        "? first + a.chunk_cells + 1 : a.layer.n_kv",
+    ),
+    Fault("a row that nobody sees is read", "attend.h", "if (s->seen[i]) {", "if (begin + i < last) {"),
     Fault("running sum not corrected", "attend.h", "s->l[r] * s->correction[r] + sum", "s->l[r] + sum"),
     Fault("mean key forgotten", "attend.h", "+ half_to_float(mean[at])", "+ 0.0f * half_to_float(mean[at])"),
     Fault(
@@ -148,7 +153,8 @@ def caught_by(fault: Fault, build: Path) -> str:
         if done.returncode:
             raise SystemExit(f"{fault.name}: does not link:\n{done.stderr}")
         done = run([program, "--quick"])
-        lines = [line for line in done.stdout.splitlines() if ": launches" not in line]
+        lines = done.stdout.splitlines()
+        lines.sort(key=lambda line: "race" not in line and "divergence" not in line and "bounds: " not in line)
         if done.returncode not in (0, 1):
             raise SystemExit(f"{fault.name}: {fault.test} ended with {done.returncode}, which reports nothing")
         return lines[0] if done.returncode else ""

@@ -7,12 +7,38 @@
 #include <string>
 #include <vector>
 
+#if defined(MIKV_CUDA)
+#include "backend/cuda/device.h"
+#endif
 #include "backend/emulated/device.h"
 #include "backend/emulated/emulator.h"
 #include "backend/gpu/operations.h"
 #include "format/head.h"
 
 namespace mikv {
+
+// What a test program was asked for: [cuda] [--quick].
+struct GpuChoice {
+    GpuQueue queue = {&emulated_device, nullptr};
+    bool     quick = false;
+    bool     there = true; // this build has the device
+
+    GpuChoice(int argc, char ** argv, EmulatorReport & report) {
+        queue.queue = &report;
+        for (int i = 1; i < argc; i++) {
+            if (std::string(argv[i]) == "--quick") {
+                quick = true;
+                continue;
+            }
+#if defined(MIKV_CUDA)
+            queue = {&cuda_device, nullptr};
+            there = std::string(argv[i]) == cuda_device.name;
+#else
+            there = false;
+#endif
+        }
+    }
+};
 
 // An array on the device.
 template <class T> class DeviceArray {
