@@ -27,7 +27,7 @@ def on_files(files: Files, config: Any) -> Files:
     while waiting:
         page = waiting.pop()
         for link in _LINK.findall((ROOT / in_repository(page)).read_text(encoding="utf-8")):
-            uri = on_site(target(page, link))
+            uri = place_on_site(target(page, link))
             if uri and uri.startswith("source/") and files.get_file_from_path(uri) is None:
                 files.append(File.generated(config, uri, abs_src_path=str(ROOT / in_repository(uri))))
                 if uri.endswith(".md"):
@@ -40,10 +40,11 @@ def on_page_markdown(markdown: str, page: Any, **_others: Any) -> str:
     here = page.file.src_uri
 
     def turned(link: re.Match[str]) -> str:
-        uri = on_site(target(here, link[1]))
+        uri = place_on_site(target(here, link[1]))
         return posixpath.relpath(uri, posixpath.dirname(here) or ".") if uri else link[1]
 
-    return _HELP.sub(lambda match: f"```text\n{help_of(match[1])}```", _LINK.sub(turned, markdown))
+    text = _HELP.sub(lambda match: f"```text\n{help_of(match[1])}```", _LINK.sub(turned, markdown))
+    return text.replace("][", "]&#91;") if here.startswith("source/") else text  # shapes such as [D][n_cells] are no references
 
 
 def in_repository(uri: str) -> str:
@@ -51,7 +52,7 @@ def in_repository(uri: str) -> str:
     return uri[len("source/") :] if uri.startswith("source/") else f"docs/{uri}"
 
 
-def on_site(path: str) -> str:
+def place_on_site(path: str) -> str:
     """Where a file of the repository is on the site; nothing if it is no file of the repository."""
     if path.startswith("..") or not (ROOT / path).is_file():
         return ""
@@ -67,7 +68,5 @@ def help_of(command: str) -> str:
     """What a command of the package says of itself."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "NO_COLOR": "1"}
-    result = subprocess.run(
-        [sys.executable, "-m", *command.split(), "--help"], capture_output=True, text=True, env=environment, check=True
-    )
-    return result.stdout
+    asked = [sys.executable, "-m", *command.split(), "--help"]
+    return subprocess.run(asked, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout

@@ -19,7 +19,7 @@ ELSEWHERE = {
     r"^(\.venv/bin/)?pip install\b": "the tests' environment was made by it",
     r"^\.venv/bin/python -m mikv_cpp\.run\b": "step main_job of .ci/run",
     r"^python3 scripts/test\.py\b": "step tests of .ci/run: this is in it",
-    r"^cmake -S docs/examples\b|^cmake --build build/examples\b|^build/examples/complete\b": "tests/examples builds and runs them",
+    r"^(cmake -S docs/examples|cmake --build build/examples|build/examples/complete)\b": "tests/examples builds and runs them",
     r"\bllama-server\b": "step stock of .ci/run",
 }
 
@@ -27,7 +27,7 @@ ELSEWHERE = {
 SHORTER = {
     "mikv_cpp.run": "-n 4 -t 1",
     "mikv_cpp.serve": "-c 512 -t 1 --port 0",
-    "mikv_cpp.view": "-c 512 -t 1",
+    "mikv_cpp.view": "-c 2048 -t 1",
     "mikv_cpp.calibrate": "-c 48 --bands 1 -t 1",
     "mikv_cpp.eval": "-c 64 --chunks 1 -t 1",
     "mikv_cpp.bench": "--depths 0 --rounds 2 --burst 2 -t 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import urllib.request
@@ -17,6 +18,7 @@ import mikv_cpp as _mikv
 _answer = _mikv.Llama.create_chat_completion
 _mikv.Llama.create_chat_completion = lambda self, *given, **named: _answer(self, *given, **{"max_tokens": 4, **named})
 """
+BASH = shutil.which("bash") or "bash"
 SECONDS = 240  # more than any takes, on a machine that does much else
 
 
@@ -35,7 +37,9 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 def serve(command: str, folder: Path, environment: dict[str, str]) -> str:
     """Start a server, ask for its health, interrupt it. What is wrong with it, or nothing."""
     with (folder / "serve.log").open("w+") as log:
-        process = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [BASH, "-c", f"exec {command}"], cwd=folder, env=environment, stderr=log, stdin=subprocess.DEVNULL
+        )
         try:
             url = ""
             while not url and process.poll() is None:
@@ -53,8 +57,6 @@ def serve(command: str, folder: Path, environment: dict[str, str]) -> str:
         return "" if url and status == 0 else f"exit status {status}: {(folder / 'serve.log').read_text()[-1500:]}"
 
 
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_a_page(page: Path, folder: Path, reader: dict[str, str], request: pytest.FixtureRequest) -> None:
@@ -63,7 +65,9 @@ def test_a_page(page: Path, folder: Path, reader: dict[str, str], request: pytes
     for command in commands(page):
         if not reason_elsewhere(command):
             is_server = command.startswith("python -m mikv_cpp.serve")
-            said = serve(command, folder, reader) if is_server else run(["bash", "-euo", "pipefail", "-c", command], folder, reader)
+            said = (
+                serve(command, folder, reader) if is_server else run([BASH, "-euo", "pipefail", "-c", command], folder, reader)
+            )
             wrong += [f"{command}\n{said}"] if said else []
     assert not wrong, "\n\n".join(wrong)
 
