@@ -78,13 +78,15 @@ def visible_rows(cache, layer: int, step: Step, i: int) -> Visible:
     k = cache.read(layer, 0, stream, 0, n_kv)
     v = cache.read(layer, 1, stream, 0, n_kv)
     bits = cache.precision(layer, stream)[:, :n_kv]
-    k[bits[0] == 0], v[bits[0] == 0] = np.nan, np.nan  # nobody may look at these
+    k[bits.T == 0], v[bits.T == 0] = np.nan, np.nan  # nobody may look at these
     packed = (bits > 0) & (bits < 16)
     inside = step.cells[i] < n_kv
     own = step.cells[i][inside]
     k[own], v[own], packed[:, own] = step.k[i][inside], step.v[i][inside], False
+    dropped = bits == 0
+    dropped[:, own] = False
     group = codec.resolve_group((k.shape[-1], v.shape[-1]), cache.config.group)
-    return Visible(k, v, packed, group, cache.config.center_keys)
+    return Visible(k, v, packed, group, cache.config.center_keys, dropped=dropped)
 
 
 def check_scene(cache, scene: Scene, batches: tuple[int, ...], kernel: str, name: str = "") -> None:

@@ -29,6 +29,7 @@ not the step's own) with an error vector err, |err_d| at most half a step h_d, t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Visible:
     group: int
     centred: bool
     drift: float = 0.0
+    dropped: Optional[np.ndarray] = None  # bool [n_head_kv, n_kv], rows that a pool does not keep
     passes: float = 0.0  # log2 D + 3 in a space of the cache's own
 
     @property
@@ -67,7 +69,7 @@ class Visible:
 def attention_bound(step: Step, i: int, rows: Visible, kernel: str) -> tuple[np.ndarray, np.ndarray]:
     """Expected output and its bound, both float64 [n, n_head, head_dim_v], of the step's i-th stream."""
     q, mask = step.q[i], step.mask[i]
-    scores = attention.logits(q, rows.k, mask, step.scale, step.max_bias, step.logit_softcap)
+    scores = attention.logits(q, rows.k, mask, step.scale, step.max_bias, step.logit_softcap, rows.dropped)
     p = attention.probabilities(scores, step.sinks)
     out = attention.weigh(p, rows.v)
     size = np.abs(np.nan_to_num(rows.v.astype(np.float64)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.cache import Config, Shape, is_pool, rows_for
 
 
 def _padded(size_bytes: int) -> int:
@@ -11,14 +11,18 @@ def _padded(size_bytes: int) -> int:
 
 def head_bytes(config: Config, shape: Shape, n_slots: int, n_exact: int) -> dict[str, int]:
     """Bytes of one KV head's arrays: base, refined and metadata, as mikv_stats divides them."""
-    n = shape.n_cells
+    n, pool = rows_for(config, shape), is_pool(config, shape)
+    whole = pool and n_slots == n  # no maps of slots
+    halves = n_exact + (n_slots if config.refined_bits == 16 else 0)
     group = config.group or (64 if shape.head_dim_k % 64 == 0 and shape.head_dim_v % 64 == 0 else 32)
     base = refined = 0
     for dim, bits in ((shape.head_dim_k, config.k_bits), (shape.head_dim_v, config.v_bits)):
-        base += _padded(2 * dim // group * n) + _padded(n * dim * bits // 8)
-        refined += _padded(n_slots * dim * (config.refined_bits - bits) // 8) + _padded(2 * n_exact * dim)
-    n_blocks = -(-n // 128)
-    metadata = _padded(2 * n_blocks * shape.head_dim_k) + 2 * _padded(4 * n_slots) + _padded(4 * n_exact)
+        if not (whole and config.refined_bits == 16):
+            base += _padded(2 * dim // group * n) + _padded(n * dim * bits // 8)
+        extra = 0 if config.refined_bits == 16 else config.refined_bits - bits
+        refined += _padded(n_slots * dim * extra // 8) + _padded(2 * halves * dim)
+    n_blocks, n_maps = (-(-n // 128) if base else 0), (0 if whole else n_slots)
+    metadata = _padded(2 * n_blocks * shape.head_dim_k) + 2 * _padded(4 * n_maps) + _padded(4 * n_exact) + 2 * _padded(4 * n * pool)
     return {"base": base, "refined": refined, "metadata": metadata}
 
 

@@ -80,6 +80,25 @@ def precision_cases() -> list[Case]:
     return cases
 
 
+def pool_cases() -> list[Case]:
+    """Rows refined to float16, and pools: every way that a row may lie, with fewer rows than cells, tiles and micro-batches."""
+    layouts = {
+        "f16": Config(2, 3, 16, sinks=2, window=5, center_keys=False),
+        "all f16": Config(2, 2, 16, refined_share=1.0),
+        "pool": Config(3, 2, 8, sinks=2, window=5, rows=0.3, center_keys=False),
+        "pool of base": Config(4, 2, 4, sinks=2, rows=0.4, refined_share=0.0, center_keys=False),
+        "pool, all refined": Config(2, 4, 8, sinks=3, window=7, rows=70, refined_share=1.0, center_keys=False),
+        "pool, f16": Config(2, 2, 16, window=3, rows=0.25, refined_share=1.0),
+        "pool, some f16": Config(3, 4, 16, sinks=1, window=3, rows=130, refined_share=0.3, center_keys=False),
+    }
+    views = (View(gqa=2), View(gqa=3, keep=0.7, max_bias=4.0, logit_softcap=8.0, sinks=True))
+    cases = []
+    for (name, config), (i, view) in product(layouts.items(), enumerate(views)):
+        shape = Shape(n_head_kv=2, n_cells=400, head_dim_k=(64, 96)[i], head_dim_v=64)
+        cases.append(Case(f"{name}-{i}", config, shape, view, (150, 129, 1, 1, 9, 2)))
+    return cases
+
+
 def shape_cases() -> list[Case]:
     """Every head shape with every GQA factor, one precision."""
     cases = []

@@ -58,7 +58,7 @@ def check_rows(diary: Diary, stream: int = 0) -> None:
             if bits[head, cell] != 16:
                 if value == 0 and config.center_keys:
                     continue
-                e = codec.encode(row, group, base, config.refined_bits)
+                e = codec.encode(row, group, base, base if config.refined_bits == 16 else config.refined_bits)
                 extra = e.refinement if _refined(cache, value, bits[head, cell]) else None
                 want = codec.decode(e.params, e.base, extra, group, base, config.refined_bits)
                 slack = np.repeat(np.spacing(np.add(*map(np.abs, codec.split_params(e.params)))), group)
@@ -179,7 +179,9 @@ def attention_of(cache, step: Step) -> np.ndarray:
     k = cache.read(0, 0, 0, 0, n_kv)
     inside = step.cells[0] < n_kv
     k[step.cells[0][inside]] = step.k[0][inside]
-    scores = attention.logits(step.q[0], k, step.mask[0], step.scale, step.max_bias, step.logit_softcap)
+    dropped = cache.precision(0, 0)[:, :n_kv] == 0
+    dropped[:, step.cells[0][inside]] = False
+    scores = attention.logits(step.q[0], k, step.mask[0], step.scale, step.max_bias, step.logit_softcap, dropped)
     return attention.probabilities(scores, step.sinks)
 
 

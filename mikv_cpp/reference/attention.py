@@ -28,23 +28,27 @@ def logits(
     scale: float,
     max_bias: float = 0.0,
     logit_softcap: float = 0.0,
+    dropped: np.ndarray | None = None,
 ) -> np.ndarray:
     """Scores float64 [n_tokens, n_head, n_kv], -inf where a query does not see a cell.
 
     q: [n_tokens, n_head, dim]; k: [n_kv, n_head_kv, dim]; mask: [n_tokens, n_kv], added (times the ALiBi slope).
-    Rows of k that no query sees are never read: they may hold anything, NaN too.
+    Rows of k that no query sees are never read: they may hold anything, NaN too. dropped: bool [n_head_kv, n_kv], rows that a
+    pool does not keep: no query sees them either.
     """
     n_tokens, n_head, _ = q.shape
     n_kv, n_head_kv, _ = k.shape
+    gone = np.zeros((n_head_kv, n_kv), bool) if dropped is None else dropped
     mask = np.asarray(mask, np.float64)
     seen = np.isfinite(mask)
-    k = np.where(seen.any(axis=0)[:, None, None], np.asarray(k, np.float64), 0.0)
+    k = np.where((seen.any(axis=0)[:, None] & ~gone.T)[..., None], np.asarray(k, np.float64), 0.0)
     grouped = np.asarray(q, np.float64).reshape(n_tokens, n_head_kv, n_head // n_head_kv, -1)
     scores = np.einsum("tgrd,cgd->tgrc", grouped, k).reshape(n_tokens, n_head, n_kv) * scale
     if logit_softcap:
         scores = logit_softcap * np.tanh(scores / logit_softcap)
     bias = np.where(seen, mask, 0.0)[:, None, :] * alibi_slopes(n_head, max_bias)[None, :, None]
-    return np.where(seen[:, None, :], scores + bias, -np.inf)
+    shown = seen[:, None, :] & ~np.repeat(gone, n_head // n_head_kv, axis=0)[None]
+    return np.where(shown, scores + bias, -np.inf)
 
 
 def probabilities(scores: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
@@ -68,9 +72,9 @@ def weigh(p: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Output float64 [n_tokens, n_head, dim] of probabilities p over values v [n_kv, n_head_kv, dim]."""
     n_tokens, n_head, n_kv = p.shape
     n_head_kv = v.shape[1]
-    wanted: np.ndarray = p.max(axis=(0, 1), initial=0.0) > 0
-    v = np.where(wanted[:, None, None], np.asarray(v, np.float64), 0.0)
     grouped = p.reshape(n_tokens, n_head_kv, n_head // n_head_kv, n_kv)
+    wanted: np.ndarray = grouped.max(axis=(0, 2), initial=0.0) > 0  # [n_head_kv, n_kv]
+    v = np.where(wanted.T[..., None], np.asarray(v, np.float64), 0.0)
     out: np.ndarray = np.einsum("tgrc,cgd->tgrd", grouped, v).reshape(n_tokens, n_head, -1)
     return out
 

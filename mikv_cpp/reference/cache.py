@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import attention, codec, policy, transform
-from .head import BLOCK_CELLS, NOBODY, Cells, Head, RowFormat, Rows, first_true
+from .head import BLOCK_CELLS, EXACT_BITS, NOBODY, Cells, Head, RowFormat, Rows, first_true
 
 BLOCK_MEAN_ROWS = 32  #: rows of a step that make a mean of their own for an empty block
 FORGOTTEN_AFTER = 64  #: micro-batches in which no query saw a cell: from then on its refinement goes first
@@ -34,6 +34,7 @@ class Config:
     balance: str = "off"
     end_points: bool = False
     recent_share: float = 0.0
+    rows: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,43 @@ class Step:
     first_stream: int = 0
 
 
+def is_pool(config: Config, shape: Shape) -> bool:
+    """Whether there are fewer rows than cells."""
+    return config.rows != 1 and config.rows < shape.n_cells
+
+
+def rows_for(config: Config, shape: Shape) -> int:
+    """Rows per KV head and stream: the cells, or of a pool the share or the number asked for, and room for sinks and window."""
+    if not is_pool(config, shape):
+        return shape.n_cells
+    wanted = float(np.float32(config.rows)) * (shape.n_cells if config.rows < 1 else 1)
+    return min(shape.n_cells, max(int(np.floor(wanted + 0.5)), config.window + config.sinks + 1))
+
+
 def slots_for(config: Config, shape: Shape) -> int:
-    """Refined rows per KV head and stream: the share, rounded, and room for sinks and window where there is one."""
-    wanted = int(np.floor(float(np.float32(config.refined_share)) * shape.n_cells + 0.5))
+    """Refined rows per KV head and stream: the share, rounded, and room for sinks and window where there is one.
+
+    Of a pool the share is of its rows, and none are refined at a share of 0.
+    """
+    n_rows = rows_for(config, shape)
+    wanted = int(np.floor(float(np.float32(config.refined_share)) * n_rows + 0.5))
     least = min(shape.n_cells, config.window + config.sinks) if config.window else 0
-    return max(wanted, least)
+    return 0 if is_pool(config, shape) and config.refined_share == 0 else min(n_rows, max(wanted, least))
 
 
 def window_for(config: Config, shape: Shape, n_slots: int) -> int:
-    """Most recent tokens of a sequence that are always refined, where heads are not kept whole."""
+    """Most recent tokens of a sequence that are always refined, where heads are not kept whole; of a pool: always kept."""
+    n_slots = rows_for(config, shape) if is_pool(config, shape) else n_slots
     return max(config.window, int(np.float32(config.recent_share) * n_slots)) if n_slots < shape.n_cells else config.window
 
 
 def exact_for(config: Config, shape: Shape) -> int:
-    """Exact rows per KV head and stream: the sinks of one sequence, and of one more for every 16384 cells."""
+    """Exact rows per KV head and stream: the sinks of one sequence, and of one more for every 16384 cells.
+
+    None where all rows of a pool are exact.
+    """
+    if is_pool(config, shape) and config.refined_bits == EXACT_BITS and slots_for(config, shape) == rows_for(config, shape):
+        return 0
     return min(shape.n_cells, config.sinks * (1 + shape.n_cells // 16384))
 
 
@@ -94,6 +118,7 @@ class ReferenceCache:
         self.group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), config.group)
         self.n_slots = slots_for(config, shape) if n_slots is None else n_slots
         self.n_exact = exact_for(config, shape) if n_exact is None else n_exact
+        self.n_rows = rows_for(config, shape)
         self.window = window_for(config, shape, self.n_slots)
         self.clear()
 
@@ -121,6 +146,8 @@ class ReferenceCache:
             np.full(self.n_slots, NOBODY, np.uint32),
             np.zeros(self.n_slots, np.float32),
             np.full(self.n_exact, NOBODY, np.uint32),
+            np.full(s.n_cells, not is_pool(c, s)),
+            np.zeros(s.n_cells, np.float32),
         )
 
     # --- a step -----------------------------------------------------------------------------------------------------
@@ -136,7 +163,9 @@ class ReferenceCache:
         for i in range(step.cells.shape[0]):
             stream = step.first_stream + i
             k, v = self._visible_rows(layer, stream, step, i)
-            scores = attention.logits(step.q[i], k, step.mask[i], step.scale, step.max_bias, step.logit_softcap)
+            dropped = np.stack([~head.kept[: len(k)] for head in self.heads[layer][stream]])
+            dropped[:, step.cells[i][step.cells[i] < len(k)]] = False
+            scores = attention.logits(step.q[i], k, step.mask[i], step.scale, step.max_bias, step.logit_softcap, dropped)
             p = attention.probabilities(scores, step.sinks)
             outputs.append(attention.weigh(p, v))
             mass = attention.mass(p, self.shape.n_head_kv)
@@ -208,6 +237,7 @@ class ReferenceCache:
         cells.seen[fresh] = cells.batch
         cells.seen[: seen.shape[1]][seen.any(axis=0)] = cells.batch
         sinks = self._sinks(cells, fresh, seen)
+        cells.sink[fresh] = np.isin(fresh, sinks)
         self._move_windows(cells, fresh, seen)
         for h, head in enumerate(self.heads[layer][stream]):
             rows = {int(cell): (entered_k[token, h], entered_v[token, h]) for token, cell in enumerate(fresh)}
@@ -215,6 +245,7 @@ class ReferenceCache:
             own = np.split(step.q[i] * step.scale, self.shape.n_head_kv, axis=1)[h]
             queries.add(transform.enter_query(own, self.config.rotate, head.balancer))
             first = self._first_scores(head, fresh, entered_k[:, h], mass[h], queries)
+            self._admit(layer, h, head, cells, rows, mass[h], first, queries)
             self._store_sinks(head, sinks, rows)
             chosen = self._choose(layer, h, head, cells, rows, mass[h], first, queries)
             for cell, (k, v) in rows.items():
@@ -259,7 +290,7 @@ class ReferenceCache:
 
     def _store_sinks(self, head: Head, sinks: list[int], rows: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
         """Moves sinks out of `rows` into the exact rows, as far as those reach."""
-        for cell in sinks:
+        for cell in (cell for cell in sinks if cell in rows):
             free = first_true(head.exact_cell == NOBODY)
             if free is not None:
                 k, v = rows.pop(cell)
@@ -276,6 +307,39 @@ class ReferenceCache:
         block = int(fresh.min()) // BLOCK_CELLS - 1
         before = head.k_mean[block].astype(np.float32) if block >= 0 and self.config.center_keys else None
         return dict(zip(fresh.tolist(), policy.first_scores(self.config.policy, reach[fresh], keys, before, queries)))
+
+    def _admit(
+        self,
+        layer: int,
+        h: int,
+        head: Head,
+        cells: Cells,
+        rows: dict[int, tuple[np.ndarray, np.ndarray]],
+        mass: np.ndarray,
+        first: dict[int, float],
+        queries: policy.Queries,
+    ) -> None:
+        """Of a pool: ranks its rows and the new ones together; the losers are dropped, new ones out of `rows`."""
+        if not is_pool(self.config, self.shape):
+            return
+        head.kept[list(rows)] = False
+        old, new = np.flatnonzero(head.kept), list(rows)
+        reach = np.zeros(self.shape.n_cells)
+        reach[: len(mass)] = mass
+        head.row_mass[old] = policy.folded(self.config.policy, head.row_mass[old], reach[old], len(first))
+        if policy.reads_queries(self.config.policy) and len(old):
+            head.row_mass[old] = queries.expected_logit(np.stack([head.load(int(cell))[0] for cell in old]))
+        head.row_mass[new] = [first[cell] for cell in new]
+        candidates = np.concatenate([old, np.array(new, int)])
+        norms = [head.v.norm_of(int(cell)) for cell in old] + [head.v.norm_as_stored(rows[cell][1]) for cell in new]
+        scores = head.row_mass[candidates].copy()
+        guarded = cells.windowed[candidates] | cells.sink[candidates]
+        stays = self._rank(layer, h, cells, candidates, scores, np.array(norms, np.float32), guarded, self.n_rows)
+        for cell in candidates[~stays]:
+            head.release(int(cell))
+            rows.pop(int(cell), None)
+            self.demotions += 1
+        head.kept[candidates] = stays
 
     def _choose(
         self,
@@ -303,7 +367,8 @@ class ReferenceCache:
         candidates = np.concatenate([old, np.array(new, int)])
         weights = np.concatenate([head.slot_mass[held], np.array([first[cell] for cell in new], np.float32)])
         norms = [head.v.norm_of(int(cell)) for cell in old] + [head.v.norm_as_stored(rows[cell][1]) for cell in new]
-        stays = self._rank(layer, h, cells, candidates, weights, np.array(norms, np.float32))
+        windowed = cells.windowed[candidates]
+        stays = self._rank(layer, h, cells, candidates, weights, np.array(norms, np.float32), windowed, self.n_slots)
         for cell in old[~stays[: len(old)]]:
             head.release(int(cell))
             self.demotions += 1
@@ -311,14 +376,22 @@ class ReferenceCache:
         return {int(candidates[i]): float(weights[i]) for i in winners}
 
     def _rank(
-        self, layer: int, h: int, cells: Cells, candidates: np.ndarray, mass: np.ndarray, norms: np.ndarray
+        self,
+        layer: int,
+        h: int,
+        cells: Cells,
+        candidates: np.ndarray,
+        mass: np.ndarray,
+        norms: np.ndarray,
+        guarded: np.ndarray,
+        n: int,
     ) -> np.ndarray:
         born = cells.born[candidates]
         query = policy.Query(layer, h, cells.now, candidates.astype(np.uint32), born, mass, norms)
         alive = cells.batch - cells.seen[candidates].astype(int) <= FORGOTTEN_AFTER
         priority = policy.priority(self.config.policy, query)
         # A window that no query has seen for long is a removed sequence's: it protects nothing any more.
-        return policy.keep(priority, cells.windowed[candidates] & alive, alive, born, self.n_slots)
+        return policy.keep(priority, guarded & alive, alive, born, n)
 
     def _write_row(self, head: Head, cell: int, k: np.ndarray, v: np.ndarray, mass: float | None) -> None:
         slot = None
@@ -349,12 +422,22 @@ class ReferenceCache:
             cells.born[cell] = cells.now
         cells.seen[new] = cells.batch
         for h, head in enumerate(self.heads[layer][stream]):
-            for cell in new:
+            present = self._admit_written(head, cells, fresh, new, rows[:, h])
+            for cell in present[np.isin(present, new)]:
                 slot = first_true(head.slot_cell == NOBODY)
                 if slot is not None:
                     head.slot_cell[slot], head.slot_mass[slot] = cell, 0.0
-            for i, cell in enumerate(fresh):
-                head.rewrite(int(cell), value, rows[i, h])
+            for cell in present:
+                head.rewrite(int(cell), value, rows[cell - first_cell, h])
+
+    def _admit_written(self, head: Head, cells: Cells, fresh: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The written cells whose rows are there. Of a pool: rows of zeros are dropped tokens'; of the others the last fit."""
+        if is_pool(self.config, self.shape):
+            wanted = [cell for cell in new if rows[cell - fresh[0]].any()]
+            free = self.n_rows - int(head.kept.sum())
+            head.kept[wanted[max(0, len(wanted) - free) :]] = True
+            head.row_mass[new] = 0
+        return np.asarray(fresh[head.kept[fresh]])
 
     def copy_stream(self, source: int, target: int) -> None:
         """Makes one stream the exact copy of another, in every layer."""
@@ -372,6 +455,8 @@ class ReferenceCache:
         for i in range(n):
             if self.cells[layer][stream].born[first_cell + i]:
                 for h, head in enumerate(self.heads[layer][stream]):
+                    if not head.kept[first_cell + i]:
+                        continue
                     out[i, h] = self._load(head, first_cell + i)[value]
         return out
 
@@ -380,16 +465,19 @@ class ReferenceCache:
         bits = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.uint8)
         bits[:, self.cells[layer][stream].born > 0] = self.config.k_bits
         for h, head in enumerate(self.heads[layer][stream]):
+            bits[h, ~head.kept] = 0
             bits[h, head.slot_cell[head.slot_cell != NOBODY]] = self.config.refined_bits
             bits[h, head.exact_cell[head.exact_cell != NOBODY]] = 16
         return bits
 
     def scores(self, layer: int, stream: int) -> np.ndarray:
-        """Attention mass of refined rows, float32 [n_head_kv, n_cells]; 0 elsewhere."""
+        """Attention mass of refined rows, and of all rows of a pool, float32 [n_head_kv, n_cells]; 0 elsewhere."""
         out = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.float32)
         for h, head in enumerate(self.heads[layer][stream]):
             held = head.slot_cell != NOBODY
             out[h, head.slot_cell[held]] = head.slot_mass[held]
+            if is_pool(self.config, self.shape):
+                out[h] = np.where(head.kept, head.row_mass, 0)
         return out
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from . import codec
 
 BLOCK_CELLS = 128  #: cells that share one mean key
+EXACT_BITS = 16  #: refined_bits of rows that are refined to float16
 NOBODY = 0xFFFFFFFF  #: owner of a free slot
 
 
@@ -34,13 +35,15 @@ class Rows:
     params: np.ndarray  # uint16 [dim / group, n_cells]
     base: np.ndarray  # uint8 [n_cells, dim * bits / 8]
     refined: np.ndarray  # uint8 [n_slots, dim * (refined_bits - bits) / 8]
-    exact: np.ndarray  # float16 [n_exact, dim]
+    exact: np.ndarray  # float16 [n_exact, dim], and [n_slots, dim] behind them where refined rows are float16
     end_points: bool = False
 
     @staticmethod
     def empty(row: RowFormat, n_cells: int, n_slots: int, n_exact: int) -> Rows:
         """Rows that hold nothing yet, for so many cells, slots and exact rows."""
         dim, group, bits, refined_bits, end_points = row
+        n_halves = n_exact + (n_slots if refined_bits == EXACT_BITS else 0)
+        refined_bits = bits if refined_bits == EXACT_BITS else refined_bits
         extra = refined_bits - bits
         return Rows(
             dim,
@@ -50,7 +53,7 @@ class Rows:
             np.zeros((dim // group, n_cells), np.uint16),
             np.zeros((n_cells, dim * bits // 8), np.uint8),
             np.zeros((n_slots, dim * extra // 8), np.uint8),
-            np.zeros((n_exact, dim), np.float16),
+            np.zeros((n_halves, dim), np.float16),
             end_points,
         )
 
@@ -87,6 +90,8 @@ class Head:
     slot_cell: np.ndarray  # uint32 [n_slots]
     slot_mass: np.ndarray  # float32 [n_slots]
     exact_cell: np.ndarray  # uint32 [n_exact]
+    kept: np.ndarray  # bool [n_cells], cells whose row is there: all but what a pool dropped
+    row_mass: np.ndarray  # float32 [n_cells], of a pool: the rows' scores
     settled: bool = False  # whether keys are balanced is decided
     balancer: np.ndarray | None = None  # float64 [head_dim_k]
 
@@ -98,6 +103,12 @@ class Head:
         """The exact row that is the cell's, if any."""
         return first_true(self.exact_cell == cell)
 
+    def half_of(self, cell: int) -> int | None:
+        """The float16 row that the cell reads back from, if any: a sink's, or its refinement's."""
+        exact, slot = self.exact_of(cell), self.slot_of(cell)
+        refined_to_half = slot is not None and len(self.k.exact) > len(self.exact_cell)
+        return len(self.exact_cell) + slot if exact is None and slot is not None and refined_to_half else exact
+
     def release(self, cell: int) -> None:
         """Frees the cell's slot and exact row."""
         self.slot_cell[self.slot_cell == cell] = NOBODY
@@ -105,7 +116,7 @@ class Head:
 
     def load(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
         """Key and value of a committed cell, float64."""
-        exact = self.exact_of(cell)
+        exact = self.half_of(cell)
         if exact is not None:
             return self.k.exact[exact].astype(np.float64), self.v.exact[exact].astype(np.float64)
         slot = self.slot_of(cell)
@@ -115,9 +126,10 @@ class Head:
     def rewrite(self, cell: int, value: int, row: np.ndarray) -> None:
         """Stores the key (value 0) or the value (1) of a cell at the precision that the cell has."""
         rows = self.v if value else self.k
-        exact = self.exact_of(cell)
-        if exact is not None:
-            rows.exact[exact] = codec.clean(row).astype(np.float16)
+        half = self.half_of(cell)
+        if half is not None:
+            rows.exact[half] = codec.clean(row).astype(np.float16)
+        if self.exact_of(cell) is not None:
             return
         mean = np.float32(0) if value else self.k_mean[cell // BLOCK_CELLS].astype(np.float32)
         rows.store(cell, self.slot_of(cell), np.asarray(row, np.float32) - mean)
@@ -130,13 +142,14 @@ class Cells:
     born: np.ndarray  # uint32 [n_cells], `now` when the row was stored; 0: empty
     seen: np.ndarray  # uint32 [n_cells], `batch` when a query last saw it
     windowed: np.ndarray  # bool [n_cells], among the last `window` tokens of its sequence
+    sink: np.ndarray  # bool [n_cells], among the first `sinks` tokens of its sequence
     now: int = 0  # tokens stored so far
     batch: int = 0  # micro-batches so far
 
     @staticmethod
     def empty(n_cells: int) -> Cells:
         """Cells that hold nothing."""
-        return Cells(np.zeros(n_cells, np.uint32), np.zeros(n_cells, np.uint32), np.zeros(n_cells, bool))
+        return Cells(*np.zeros((2, n_cells), np.uint32), *np.zeros((2, n_cells), bool))
 
 
 def first_true(found: np.ndarray) -> int | None:

@@ -5,18 +5,10 @@
 
 namespace mikv {
 
-struct HeadLayout {
-    RowFormat k;
-    RowFormat v;
-    int       n_cells;
-    int       n_slots;
-    int       n_exact;
-
-    int n_blocks() const { return (n_cells + block_cells - 1) / block_cells; }
-
+struct HeadLayout : HeadShape {
     size_t base_bytes() const;     // k_params, k_base, v_params, v_base
     size_t refined_bytes() const;  // k_refined, v_refined, k_exact, v_exact
-    size_t metadata_bytes() const; // k_mean, slot_cell, slot_mass, exact_cell
+    size_t metadata_bytes() const; // k_mean, slot_cell, slot_mass, exact_cell, row_cell, row_mass
     size_t total_bytes() const { return base_bytes() + refined_bytes() + metadata_bytes(); }
 };
 

@@ -9,6 +9,7 @@
 namespace mikv {
 
 constexpr int      block_cells = 128;         // cells that share one mean key
+constexpr int      exact_bits  = 16;          // refined_bits of rows that are refined to f16
 constexpr uint32_t free_slot   = 0xFFFFFFFFu; // slot_cell of a slot that no row owns
 
 struct RowFormat {

@@ -52,7 +52,7 @@ mikv_status config_from_environment(mikv_config * config) {
     } whole[] = {
         {"MIKV_K_BITS", 2, 4, &c.k_bits},
         {"MIKV_V_BITS", 2, 4, &c.v_bits},
-        {"MIKV_REFINED_BITS", 4, 8, &c.refined_bits},
+        {"MIKV_REFINED_BITS", 2, 16, &c.refined_bits},
         {"MIKV_SINKS", 0, 64, &c.sinks},
         {"MIKV_WINDOW", 0, 4096, &c.window},
         {"MIKV_GROUP", MIKV_GROUP_HALF, 64, &c.group},
@@ -67,16 +67,18 @@ mikv_status config_from_environment(mikv_config * config) {
             return status;
         }
     }
-    double      share = c.refined_share, recent = 0, budget = 0, head_dim = 0;
+    double      share = c.refined_share, recent = 0, rows = c.rows, budget = 0, head_dim = 0;
     mikv_status status = read_number("MIKV_REFINED_SHARE", 0, 1, &share);
     status             = status ? status : read_number("MIKV_BUDGET_BYTES", 1, 9e15, &budget);
     status             = status ? status : read_number("MIKV_HEAD_DIM", 1, 1024, &head_dim);
     status             = status ? status : read_number("MIKV_RECENT_SHARE", 0, 1, &recent);
+    status             = status ? status : read_number("MIKV_ROWS", 0, 1e9, &rows);
     if (status) {
         return status;
     }
     c.refined_share = float(share);
     c.recent_share  = float(recent);
+    c.rows          = float(rows);
     c.budget_bytes  = int64_t(budget);
     c.head_dim_k = c.head_dim_v = int32_t(head_dim);
     if (const char * policy = std::getenv("MIKV_POLICY")) {

@@ -79,6 +79,7 @@ void commit_unattended(LayerWork & layer) {
             cells.push_back(int(ids[i] % n_cells));
             last = std::max(last, cells.back() + 1);
         }
+        last = cache.pooled() ? cache.n_rows(layer.tensor.index) : last;
         std::vector<int32_t> place(static_cast<size_t>(last));
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
             const Head head = cache.head(layer.tensor.index, int(stream), h);

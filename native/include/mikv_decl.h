@@ -33,7 +33,7 @@ typedef struct mikv_config {
     int64_t budget_bytes;  /* bytes the whole cache may take, metadata and staging of up to 512 tokens included; 0: refined_share decides */
     int32_t k_bits;        /* base bits of a key:   2, 3 or 4 */
     int32_t v_bits;        /* base bits of a value: 2, 3 or 4 */
-    int32_t refined_bits;  /* bits of a refined token, keys and values: 4, 5, 6 or 8, not below k_bits and v_bits */
+    int32_t refined_bits;  /* bits of a refined token, keys and values: 2, 3, 4, 5, 6, 8, or 16 (f16); not below k_bits and v_bits */
     int32_t group;         /* values that share a scale and a minimum: 0 (64, or 32 where the head size asks), MIKV_GROUP_HALF, 32 or 64 */
     int32_t sinks;         /* first tokens of a sequence, kept exact (f16): 0 .. 64 */
     int32_t window;        /* most recent tokens of a sequence, always refined while they are: 0 .. 4096 */
@@ -47,7 +47,10 @@ typedef struct mikv_config {
     int32_t rotate;        /* 1: rows that llama.cpp does not rotate are rotated (Hadamard) before quantizing; 0: they are not */
     int32_t balance;       /* mikv_balance; fixed for a KV head by the first micro-batch that it meets, if that has 32 tokens; before the rotation */
     int32_t end_points;    /* 1: codes of the base are rounded to a group's extremes (equation 1 of MiKV); 0: to the middles of its bins */
-    float   recent_share;  /* share of the refined tokens that are the most recent ones, if that is more than window: 0 .. 1 */
+    float   recent_share;  /* share of the refined tokens (of a pool: of the kept ones) that are the most recent, if that is more than window: 0 .. 1 */
+    float   rows;          /* tokens that are kept of each KV head: up to 1 a share of the cells (1: all), above that a number. Of a pool, tokens
+                              beyond it are dropped, by the policy, never sinks or window; refined_share is then of the rows kept; with a budget,
+                              rows below 1 say that there is a pool, and the budget how many rows */
 } mikv_config;
 
 /* What a cache is: its sizes. */
@@ -76,7 +79,8 @@ typedef struct mikv_stats {
     int64_t  rows_exact;
     int64_t  rows_refined;
     int64_t  rows_base;
-    int64_t  demotions;      /* rows that lost their refinement since the cache was made or cleared */
+    int64_t  rows_dropped;   /* of the tokens held: those that a pool has no rows for */
+    int64_t  demotions;      /* rows that lost their refinement, or were dropped, since the cache was made or cleared */
     double   mass_exact;     /* attention mass that fell on rows of each precision since then: their sum is 1 */
     double   mass_refined;   /*   (0, 0, 0 before any attention was measured) */
     double   mass_base;
@@ -132,8 +136,8 @@ const char * mikv_policy_name(int32_t index);  /* NULL past the end */
 mikv_status  mikv_policy_register(const char * name, mikv_policy_fn fn, void * user); /* user must outlive every cache */
 
 /* Adds or replaces a table for mikv_config.layers; copied, and read when a cache is made.
- * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS and sSHARE, as k_bits, v_bits,
- * refined_bits and refined_share of mikv_config; rkBITS and rvBITS (2, 3, 4, 5, 6, 8; no less than the base) are bits of refined keys and values
+ * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS, sSHARE and pSHARE, as k_bits, v_bits,
+ * refined_bits, refined_share and (a share) rows of mikv_config; rkBITS and rvBITS (2, 3, 4, 5, 6, 8; no less than the base) are bits of refined keys and values
  * alone. "0:k4v4r8s0.5,3.1:s0.1" has layer 0 at other bits and gives KV head 1 of layer 3 another share. Numbers are llama.cpp's. Of several choices for a head the last one counts. With a budget, shares are proportions, but a share of 1 is kept. */
 mikv_status  mikv_layers_register(const char * name, const char * table);
 
@@ -154,9 +158,9 @@ const char * mikv_device_note(void * device);  /* why the newest cache on it was
 
 mikv_status  mikv_cache_stats(uint64_t id, mikv_stats * stats);
 mikv_status  mikv_cache_layer_stats(uint64_t id, int32_t index, mikv_layer_stats * stats); /* index: 0 .. shape.n_layer - 1 */
-/* out: uint8 [n_head_kv][n_cells], bits of each row's key: 16 exact, refined_bits, k_bits, or 0 where the cell is empty */
+/* out: uint8 [n_head_kv][n_cells], bits of each row's key: 16 exact, refined_bits, k_bits, or 0 where the cell is empty or its row was dropped */
 mikv_status  mikv_cache_precision(uint64_t id, int32_t index, int32_t stream, uint8_t * out);
-/* out: float [n_head_kv][n_cells], accumulated attention mass of refined rows; 0 elsewhere: unrefined rows keep no score */
+/* out: float [n_head_kv][n_cells], accumulated attention mass of refined rows, and of all rows of a pool; 0 elsewhere */
 mikv_status  mikv_cache_scores(uint64_t id, int32_t index, int32_t stream, float * out);
 
 /* --- a cache without llama.cpp: for tests, benchmarks and other engines ---------------------------------------------------- */

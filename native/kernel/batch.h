@@ -6,7 +6,8 @@
 
 namespace mikv {
 
-// Where each cell's row is to be read. Built once per micro-batch and head by index_cells().
+// Where each cell's row is to be read. Built once per micro-batch and head by index_cells(). Of a pool, "cells" here and in all kernels are
+// its rows, and behind them the micro-batch's own, which wait: of a tile of 64 that sees none but f16 and waiting rows, the base is not read.
 struct CellIndex {
     const int32_t * place;  // [n_kv]: >= 0 refinement slot; place_base; or -2 - e: exact row e
     const int32_t * staged; // [n_kv]: row of the micro-batch that waits in the cell, or -1; shared by heads and layers

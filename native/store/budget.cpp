@@ -32,8 +32,8 @@ mikv_status check_bits(const mikv_config & c) {
         return status;
     }
     const int r = c.refined_bits;
-    if (r != 4 && r != 5 && r != 6 && r != 8) {
-        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d: use 4, 5, 6 or 8", r);
+    if ((r < 2 || r > 8 || r == 7) && r != exact_bits) {
+        return fail(MIKV_ERROR_ARGUMENT, "refined_bits is %d: use 2, 3, 4, 5, 6, 8 or 16", r);
     }
     return MIKV_OK;
 }
@@ -53,26 +53,43 @@ int group_of(const mikv_config & c, const mikv_shape & s) {
 // Exact rows per head: one sequence's sinks, and another sequence's for every 16384 cells of context.
 int exact_rows(const mikv_config & c, const mikv_shape & s) { return std::min(s.n_cells, c.sinks * (1 + s.n_cells / 16384)); }
 
+// A pool smaller than the context; as many rows as cells need none.
+bool is_pool(const mikv_config & c, const mikv_shape & s) { return c.rows != 1.0f && c.rows < float(s.n_cells); }
+
+float pool_share(const mikv_config & c, const mikv_shape & s) {
+    return !is_pool(c, s) ? 1.0f : c.rows < 1.0f ? c.rows : c.rows / float(s.n_cells);
+}
+
+// Sinks and window are never dropped, so there are at least rows for them, and for a token besides.
+int least_rows(const mikv_config & c, const mikv_shape & s) { return std::min(s.n_cells, c.window + c.sinks + 1); }
+
 // Sinks and window are always refined, so there are at least slots for them.
 int least_slots(const mikv_config & c, const mikv_shape & s) {
     return c.window == 0 ? 0 : std::min(s.n_cells, c.window + c.sinks);
 }
 
-// What one head is to have, before slots are counted.
+// What one head is to have, before rows and slots are counted.
 struct HeadChoice {
     int   k_bits, v_bits, k_refined, v_refined;
-    float share;
+    float share;       // of its rows, refined
+    float rows;        // share of the cells that it keeps
     bool  all = false; // refined whatever the budget
 };
 
-HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_slots) {
+// rows: the cells of one stream, or fewer of a pool.
+HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_rows, int n_slots) {
     const int  group = group_of(c, s);
+    const bool exact = choice.k_refined == exact_bits;
     HeadLayout l;
-    l.k       = {row_dim(s.head_dim_k), group, choice.k_bits, std::max(choice.k_bits, choice.k_refined), c.end_points};
-    l.v       = {row_dim(s.head_dim_v), group, choice.v_bits, std::max(choice.v_bits, choice.v_refined), c.end_points};
-    l.n_cells = s.n_cells;
-    l.n_exact = exact_rows(c, s);
-    l.n_slots = n_slots;
+    l.k = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
+           c.end_points};
+    l.v = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
+           c.end_points};
+    l.pooled      = is_pool(c, s);
+    l.exact_slots = exact;
+    l.n_cells     = n_rows;
+    l.n_slots     = std::min(n_slots, n_rows);
+    l.n_exact     = l.has_base() ? std::min(n_rows, exact_rows(c, s)) : 0;
     return l;
 }
 
@@ -82,6 +99,7 @@ void apply(const LayerChoice & row, HeadChoice & choice) {
     choice.k_refined = row.k_refined ? row.k_refined : choice.k_refined;
     choice.v_refined = row.v_refined ? row.v_refined : choice.v_refined;
     choice.share     = row.refined_share >= 0.0f ? row.refined_share : choice.share;
+    choice.rows      = row.rows >= 0.0f ? row.rows : choice.rows;
     choice.all       = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
 }
 
@@ -91,7 +109,7 @@ std::vector<HeadChoice> choices_of(const mikv_config & c, const mikv_shape & s, 
     std::vector<HeadChoice>        choices;
     for (const int layer : layers) {
         for (int head = 0; head < s.n_head_kv; head++) {
-            HeadChoice choice = {c.k_bits, c.v_bits, c.refined_bits, c.refined_bits, c.refined_share};
+            HeadChoice choice = {c.k_bits, c.v_bits, c.refined_bits, c.refined_bits, c.refined_share, pool_share(c, s)};
             for (const LayerChoice & row : table) {
                 if ((row.layer < 0 || row.layer == layer) && (row.head < 0 || row.head == head)) {
                     apply(row, choice);
@@ -103,25 +121,36 @@ std::vector<HeadChoice> choices_of(const mikv_config & c, const mikv_shape & s, 
     return choices;
 }
 
-float largest_share(const std::vector<HeadChoice> & choices) {
+// Of what a budget decides: a pool's rows, or else the refined ones.
+float largest_share(const std::vector<HeadChoice> & choices, bool pool) {
     float largest = 0;
     for (const HeadChoice & choice : choices) {
-        largest = choice.all ? largest : std::max(largest, choice.share);
+        largest = pool ? std::max(largest, choice.rows) : choice.all ? largest : std::max(largest, choice.share);
     }
     return largest;
 }
 
-// Slots by shares: `cells` for the largest share, the others in proportion; never fewer than `least`, nor more than cells.
+int rounded_share(double share, int n) { return int(std::lround(std::min(share * n, double(n)))); }
+
+// Slots, or rows of a pool, by shares: `cells` for the largest share, the others in proportion; never fewer than the least, nor more than
+// there are cells.
 CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::vector<HeadChoice> & choices, double cells) {
-    const double largest = largest_share(choices);
+    const bool   pool    = is_pool(c, s);
+    const double largest = largest_share(choices, pool);
     CacheLayout  layout;
     layout.n_head_kv    = s.n_head_kv;
     layout.balancer_dim = c.balance ? s.head_dim_k : 0;
     layout.query_sums   = policy_named(c.policy).policy->reads & reads_queries;
     for (const HeadChoice & choice : choices) {
+        if (pool) {
+            const int rows = std::max(least_rows(c, s), rounded_share(cells * double(choice.rows) / largest / s.n_cells, s.n_cells));
+            const int slots = choice.share == 0.0f ? 0 : std::max(rounded_share(choice.share, rows), least_slots(c, s));
+            layout.heads.push_back(layout_with(c, s, choice, rows, slots));
+            continue;
+        }
         const double wanted = choice.all ? s.n_cells : largest > 0 ? cells * double(choice.share) / largest : cells;
         const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));
-        layout.heads.push_back(layout_with(c, s, choice, std::max(most, least_slots(c, s))));
+        layout.heads.push_back(layout_with(c, s, choice, s.n_cells, std::max(most, least_slots(c, s))));
     }
     return layout;
 }
@@ -135,6 +164,7 @@ mikv_config default_config() {
     c.v_bits        = 2;
     c.refined_bits  = 5;
     c.refined_share = 0.12f;
+    c.rows          = 1.0f;
     c.sinks         = 4;
     c.window        = 64;
     c.center_keys   = 1;
@@ -173,6 +203,9 @@ mikv_status check_config(const mikv_config & c) {
     }
     if (!(c.recent_share >= 0.0f && c.recent_share <= 1.0f)) {
         return fail(MIKV_ERROR_ARGUMENT, "recent_share is %g: use 0 to 1", double(c.recent_share));
+    }
+    if (!(c.rows > 0.0f && c.rows <= 1e9f)) {
+        return fail(MIKV_ERROR_ARGUMENT, "rows is %g: use a share of the cells, up to 1, or a number of rows", double(c.rows));
     }
     if (c.budget_bytes < 0) {
         return fail(MIKV_ERROR_ARGUMENT, "budget_bytes is %lld: use a positive number of bytes, or 0 for none",
@@ -214,6 +247,22 @@ size_t CacheLayout::layer_bytes(int index) const {
     return sum;
 }
 
+int CacheLayout::n_blocks() const {
+    int most = 0;
+    for (const HeadLayout & head : heads) {
+        most = std::max(most, head.n_blocks());
+    }
+    return most;
+}
+
+int CacheLayout::n_rows(int index) const {
+    int most = 0;
+    for (int head = 0; head < n_head_kv; head++) {
+        most = std::max(most, at(index, head).n_cells);
+    }
+    return most;
+}
+
 mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, const std::vector<int> & layers,
                        CacheLayout * layout) {
     mikv_status status = check_config(config);
@@ -228,7 +277,7 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
     }
     const std::vector<HeadChoice> choices = choices_of(config, shape, layers);
     if (config.budget_bytes == 0) {
-        *layout = layout_for(config, shape, choices, double(largest_share(choices)) * shape.n_cells);
+        *layout = layout_for(config, shape, choices, double(largest_share(choices, is_pool(config, shape))) * shape.n_cells);
         return MIKV_OK;
     }
     const int64_t smallest = planned_bytes(layout_for(config, shape, choices, 0), shape);
@@ -251,18 +300,20 @@ mikv_status plan_cache(const mikv_config & config, const mikv_shape & shape, con
 }
 
 mikv_config applied_config(const mikv_config & config, const mikv_shape & shape, const CacheLayout & layout) {
-    double slots = 0;
-    int    least = shape.n_cells; // slots of a head that is not refined as a whole
+    double slots = 0, rows = 0;
+    int    least = shape.n_cells; // slots of a head that is not refined as a whole, or rows of a pool
     for (const HeadLayout & head : layout.heads) {
         slots += head.n_slots;
-        least = std::min(least, head.n_slots);
+        rows += head.n_cells;
+        least = std::min(least, head.pooled ? head.n_cells : head.n_slots);
     }
     mikv_config applied = config;
     applied.group       = layout.heads.front().k.group;
     applied.head_dim_k  = shape.head_dim_k;
     applied.head_dim_v  = shape.head_dim_v;
     applied.window = least < shape.n_cells ? std::max(config.window, int(config.recent_share * float(least))) : config.window;
-    applied.refined_share = float(slots / (double(layout.heads.size()) * shape.n_cells));
+    applied.refined_share = float(slots / rows);
+    applied.rows          = float(rows / (double(layout.heads.size()) * shape.n_cells));
     return applied;
 }
 

@@ -23,6 +23,8 @@ struct CacheLayout {
 
     const HeadLayout & at(int index, int head) const { return heads[size_t(index) * n_head_kv + head]; }
     size_t             layer_bytes(int index) const; // all heads of one stream
+    int                n_blocks() const;             // blocks of the head that has most
+    int                n_rows(int index) const;      // rows of the layer's head that has most
 };
 
 // layers: llama.cpp's numbers of the cache's layers, [shape.n_layer]. config as the user gave it; a budget is turned into slots here.

@@ -13,17 +13,25 @@ namespace {
 
 std::atomic<uint64_t> last_id{0};
 
-size_t state_bytes(const HeadLayout & l, bool query_sums) {
-    return sizeof(HeadState) + sizeof(float) * l.k.dim * (query_sums ? 3 : 1) + size_t(l.n_blocks());
+size_t state_bytes(const HeadLayout & l, bool query_sums, int n_blocks) {
+    return sizeof(HeadState) + sizeof(float) * l.k.dim * (query_sums ? 3 : 1) + size_t(n_blocks);
 }
 
-uint32_t next_free(const HeadView & h, uint32_t slot) {
+// Free slots and free rows are lists through their masses.
+uint32_t next_free(const float * mass, uint32_t i) {
     uint32_t next;
-    std::memcpy(&next, &h.slot_mass[slot], sizeof(next));
+    std::memcpy(&next, &mass[i], sizeof(next));
     return next;
 }
 
-void set_next_free(const HeadView & h, uint32_t slot, uint32_t next) { std::memcpy(&h.slot_mass[slot], &next, sizeof(next)); }
+void set_next_free(float * mass, uint32_t i, uint32_t next) { std::memcpy(&mass[i], &next, sizeof(next)); }
+
+void free_all(uint32_t * owner, float * mass, int n) {
+    for (int i = 0; i < n; i++) {
+        owner[i] = free_slot;
+        set_next_free(mass, uint32_t(i), uint32_t(i + 1));
+    }
+}
 
 } // namespace
 
@@ -31,21 +39,25 @@ int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
     const int n_batch = std::min(staging_tokens, s.n_cells);
     int64_t   heads   = 0;
     for (const HeadLayout & head : layout.heads) {
-        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums)) +
+        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums, layout.n_blocks())) +
                  int64_t(sizeof(uint16_t)) * layout.balancer_dim;
     }
     return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
            int64_t(Staging::bytes(n_batch, s.n_head_kv, s.head_dim_k, s.head_dim_v));
 }
 
-int take_slot(Head & head, uint32_t cell) {
+int take_slot(Head & head, uint32_t row) {
     HeadState & s = head.state;
+    if (head.view.whole()) {
+        s.n_refined++;
+        return int(row);
+    }
     if (s.n_free == 0) {
         return -1;
     }
     const uint32_t slot       = s.first_free;
-    s.first_free              = next_free(head.view, slot);
-    head.view.slot_cell[slot] = cell;
+    s.first_free              = next_free(head.view.slot_mass, slot);
+    head.view.slot_cell[slot] = row;
     head.view.slot_mass[slot] = 0.0f;
     s.n_free--;
     s.n_refined++;
@@ -53,18 +65,21 @@ int take_slot(Head & head, uint32_t cell) {
 }
 
 void free_slot_of(Head & head, int slot) {
-    HeadState & s             = head.state;
+    HeadState & s = head.state;
+    s.n_refined--;
+    if (head.view.whole()) {
+        return;
+    }
     head.view.slot_cell[slot] = free_slot;
-    set_next_free(head.view, uint32_t(slot), s.first_free);
+    set_next_free(head.view.slot_mass, uint32_t(slot), s.first_free);
     s.first_free = uint32_t(slot);
     s.n_free++;
-    s.n_refined--;
 }
 
-int take_exact(Head & head, uint32_t cell) {
+int take_exact(Head & head, uint32_t row) {
     for (int e = 0; e < head.view.n_exact; e++) {
         if (head.view.exact_cell[e] == free_slot) {
-            head.view.exact_cell[e] = cell;
+            head.view.exact_cell[e] = row;
             head.state.n_exact++;
             return e;
         }
@@ -72,9 +87,39 @@ int take_exact(Head & head, uint32_t cell) {
     return -1;
 }
 
-void free_exact_of(Head & head, int row) {
-    head.view.exact_cell[row] = free_slot;
+void free_exact_of(Head & head, int exact) {
+    head.view.exact_cell[exact] = free_slot;
     head.state.n_exact--;
+}
+
+void free_place(Head & head, int32_t place) {
+    const int slot = head.view.slot_of(place), exact = head.view.exact_of(place);
+    if (slot >= 0) {
+        free_slot_of(head, slot);
+    } else if (exact >= 0) {
+        free_exact_of(head, exact);
+    }
+}
+
+int take_row(Head & head, uint32_t cell) {
+    HeadState & s = head.state;
+    if (s.n_free_rows == 0) {
+        return -1;
+    }
+    const uint32_t row      = s.first_free_row;
+    s.first_free_row        = next_free(head.view.row_mass, row);
+    head.view.row_cell[row] = cell;
+    head.view.row_mass[row] = 0.0f;
+    s.n_free_rows--;
+    return int(row);
+}
+
+void free_row(Head & head, int row) {
+    HeadState & s           = head.state;
+    head.view.row_cell[row] = free_slot;
+    set_next_free(head.view.row_mass, uint32_t(row), s.first_free_row);
+    s.first_free_row = uint32_t(row);
+    s.n_free_rows++;
 }
 
 mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
@@ -102,7 +147,7 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     cache->states_.resize(heads);
     cache->mean_sums_.resize(heads * size_t(layout.heads.front().k.dim));
     cache->balancers_.resize(heads * size_t(layout.balancer_dim));
-    cache->has_mean_.resize(heads * size_t(layout.heads.front().n_blocks()));
+    cache->has_mean_.resize(heads * size_t(layout.n_blocks()));
     cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(layout.heads.front().k.dim) : 0);
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
@@ -123,7 +168,7 @@ Head Cache::head(int index, int stream, int h) {
     return {view_head(layout, memory_[index]->data() + offset),
             states_[i],
             mean_sums_.data() + size_t(i) * layout.k.dim,
-            has_mean_.data() + size_t(i) * layout.n_blocks(),
+            has_mean_.data() + size_t(i) * layout_.n_blocks(),
             layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr,
             layout_.balancer_dim ? balancers_.data() + size_t(i) * layout_.balancer_dim : nullptr};
 }
@@ -143,11 +188,14 @@ StagedRows Cache::staged(const Head & head, int number, int first, int n, const 
 
 void Cache::index_cells(const Head & head, int first, int last, int32_t * place) const {
     const HeadView & h = head.view;
-    const uint32_t   n = uint32_t(last - first); // free_slot is above every cell
+    const uint32_t   n = uint32_t(last - first); // free_slot is above every row
     std::fill(place + first, place + last, place_base);
-    for (int slot = 0; slot < h.n_slots; slot++) {
+    for (int row = first; row < std::min(last, h.whole() ? h.n_cells : 0); row++) {
+        place[row] = h.place_of_slot(row);
+    }
+    for (int slot = 0; slot < h.n_maps(); slot++) {
         if (h.slot_cell[slot] - uint32_t(first) < n) {
-            place[h.slot_cell[slot]] = slot;
+            place[h.slot_cell[slot]] = h.place_of_slot(slot);
         }
     }
     for (int e = 0; e < h.n_exact; e++) {
@@ -158,13 +206,12 @@ void Cache::index_cells(const Head & head, int first, int last, int32_t * place)
 }
 
 void Cache::reset_head(Head head) {
-    const HeadView & h = head.view;
-    head.state         = HeadState();
-    head.state.n_free  = h.n_slots;
-    for (int slot = 0; slot < h.n_slots; slot++) {
-        h.slot_cell[slot] = free_slot;
-        set_next_free(h, uint32_t(slot), uint32_t(slot + 1));
-    }
+    const HeadView & h     = head.view;
+    head.state             = HeadState();
+    head.state.n_free      = h.n_slots;
+    head.state.n_free_rows = h.pooled ? h.n_cells : 0;
+    free_all(h.slot_cell, h.slot_mass, h.n_maps());
+    free_all(h.row_cell, h.row_mass, head.state.n_free_rows);
     std::fill(h.exact_cell, h.exact_cell + h.n_exact, free_slot);
     std::fill(h.k_mean, h.k_mean + size_t(h.n_blocks()) * h.k.dim, uint16_t(0));
     std::fill(head.mean_sum, head.mean_sum + h.k.dim, 0.0f);
@@ -193,7 +240,7 @@ void Cache::copy_stream(int index, int from, int to) {
         Head source = head(index, from, h), target = head(index, to, h);
         target.state = source.state;
         std::copy(source.mean_sum, source.mean_sum + source.view.k.dim, target.mean_sum);
-        std::copy(source.has_mean, source.has_mean + source.view.n_blocks(), target.has_mean);
+        std::copy_n(source.has_mean, source.view.n_blocks(), target.has_mean);
         std::copy_n(source.query_sums, source.query_sums ? 2 * source.view.k.dim : 0, target.query_sums);
         std::copy_n(source.balancer, layout_.balancer_dim, target.balancer);
     }

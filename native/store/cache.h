@@ -17,9 +17,11 @@ namespace mikv {
 struct HeadState {
     uint32_t first_free = 0; // slots nobody holds: a list through slot_mass
     int32_t  n_free     = 0;
+    uint32_t first_free_row = 0; // rows of a pool that nobody has: a list through row_mass
+    int32_t  n_free_rows    = 0;
     int32_t  n_refined  = 0;
     int32_t  n_exact    = 0;
-    int64_t  demotions  = 0;
+    int64_t  demotions  = 0;         // rows dropped from a pool included
     double   mass[3]    = {0, 0, 0}; // attention mass on exact, refined and base rows
     int32_t  mean_count = 0;         // keys in the running sum for the next block's mean
     int64_t  n_queries  = 0;         // in query_sums
@@ -51,6 +53,8 @@ public:
     int                  layer_number(int index) const { return layers_[index]; }
 
     Head        head(int index, int stream, int head);
+    bool        pooled() const { return layout_.heads.front().pooled; }
+    int         n_rows(int index) const { return layout_.n_rows(index); } // of the layer's head that has most
     CellTable & cells(int stream) { return *cells_[stream]; }
     Staging &   staging() { return *staging_; }
     // What rows go through on their way in and out.
@@ -59,7 +63,7 @@ public:
     // Rows [first, first + n) of the micro-batch, as the head holds them.
     StagedRows staged(const Head & head, int number, int first, int n, const RowSource & elsewhere) const;
 
-    // The place of each cell's row (CellIndex::place) for the cells [first, last), at place[first] .. place[last - 1].
+    // The place (CellIndex::place) of each row in [first, last), at place[first] .. place[last - 1]; a row is a cell's unless heads are pooled.
     void index_cells(const Head & head, int first, int last, int32_t * place) const;
 
     void clear();
@@ -83,6 +87,10 @@ public:
 private:
     Cache() = default;
     void reset_head(Head head);
+    // Places of all rows of a pool, or of those of n cells.
+    std::vector<int32_t> places(const Head & head, int first_cell, int n) const;
+    // One head's part of a write: rows [n][row size] in the cache's space.
+    void write_head(Head & head, bool value, int stream, int first_cell, int n, const std::vector<float> & rows, bool adopt);
     int  flat(int index, int stream, int head) const { return (index * shape_.n_stream + stream) * shape_.n_head_kv + head; }
 
     uint64_t                                id_ = 0;
@@ -102,9 +110,14 @@ private:
 };
 
 // --- slots of one head -----------------------------------------------------------------------------------------------------
-int  take_slot(Head & head, uint32_t cell); // -1: none free
+// Of the row; a whole pool's rows have theirs (HeadShape::whole).
+int  take_slot(Head & head, uint32_t row); // -1: none free
 void free_slot_of(Head & head, int slot);
-int  take_exact(Head & head, uint32_t cell); // -1: none free
-void free_exact_of(Head & head, int row);
+int  take_exact(Head & head, uint32_t row); // -1: none free
+void free_exact_of(Head & head, int exact);
+// What the row has, slot or exact row, by its place.
+void free_place(Head & head, int32_t place);
+int  take_row(Head & head, uint32_t cell); // of a pool; -1: none free
+void free_row(Head & head, int row);
 
 } // namespace mikv

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <string>
 
+#include "format/row.h"
 #include "store/error.h"
 
 namespace mikv {
@@ -45,10 +46,13 @@ bool read_choice(const char *& at, LayerChoice * row) {
     case 'r':
         row->k_refined = of == 'v' ? row->k_refined : bits;
         row->v_refined = of == 'k' ? row->v_refined : bits;
-        return whole && bits >= (of ? 2 : 4) && bits <= 8 && bits != 7;
+        return whole && ((bits >= 2 && bits <= 8 && bits != 7) || (bits == exact_bits && !of));
     case 's':
         row->refined_share = float(number);
         return number >= 0 && number <= 1;
+    case 'p':
+        row->rows = float(number);
+        return number > 0 && number <= 1;
     default:
         return false;
     }

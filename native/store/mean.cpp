@@ -27,26 +27,26 @@ void add_key(const Head & head, const float * key, float * sum) {
 }
 
 // Do the batch's rows of this block replace everything that the block holds?
-bool replaces_block(const CellTable & table, int block, int n_in_batch) {
+bool replaces_block(const HeadView & h, const CellTable & table, int block, int n_in_batch) {
     int n_held = 0;
-    for (int cell = block * block_cells; cell < std::min(table.size(), (block + 1) * block_cells); cell++) {
-        n_held += table.holds(cell);
+    for (int row = block * block_cells; row < std::min(h.n_cells, (block + 1) * block_cells); row++) {
+        n_held += h.pooled ? h.row_cell[row] != free_slot : table.holds(row);
     }
     return n_in_batch >= n_held;
 }
 
 } // namespace
 
-void update_means(Head & head, const CellTable & table, const int32_t * place, const int * cells, int n, const float * keys,
+void update_means(Head & head, const CellTable & table, const int32_t * place, const int * rows, int n, const float * keys,
                   int64_t stride, bool renew) {
     const int          dim = head.view.k.dim;
     std::vector<float> own(dim);
     for (int begin = 0, end = 0; begin < n; begin = end) {
-        const int block = cells[begin] / block_cells;
+        const int block = rows[begin] / block_cells;
         int       count = 0;
         std::fill(own.begin(), own.end(), 0.0f);
-        for (end = begin; end < n && cells[end] / block_cells == block; end++) {
-            if (place[cells[end]] >= place_base) {
+        for (end = begin; end < n && rows[end] / block_cells == block; end++) {
+            if (head.view.exact_of(place[rows[end]]) < 0) {
                 add_key(head, keys + end * stride, own.data());
                 count++;
             }
@@ -54,7 +54,7 @@ void update_means(Head & head, const CellTable & table, const int32_t * place, c
         if (count == 0) {
             continue;
         }
-        const bool fresh = renew || count >= enough_rows ? replaces_block(table, block, end - begin) : false;
+        const bool fresh = renew || count >= enough_rows ? replaces_block(head.view, table, block, end - begin) : false;
         if (!head.has_mean[block] || fresh) {
             HeadState & state = head.state;
             if (count >= enough_rows || (fresh && renew)) {

@@ -7,10 +7,10 @@
 namespace mikv {
 
 // Gives every block that rows touch its mean, if it has none yet, and adds the rows to the running sum for later blocks.
-// Exact rows (place, as in CellIndex) do not count: they are not centred, and sinks' keys are unlike the others.
-// cells[n]: row i's key at keys + i * stride.
-// renew: blocks whose tokens are all among `cells` get a new mean even if they have one.
-void update_means(Head & head, const CellTable & table, const int32_t * place, const int * cells, int n, const float * keys,
+// Sinks (exact rows, place as in CellIndex) do not count: they are not centred, and sinks' keys are unlike the others.
+// rows[n]: row i's key at keys + i * stride.
+// renew: blocks whose tokens are all among `rows` get a new mean even if they have one.
+void update_means(Head & head, const CellTable & table, const int32_t * place, const int * rows, int n, const float * keys,
                   int64_t stride, bool renew);
 
 } // namespace mikv

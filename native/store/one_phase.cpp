@@ -24,7 +24,7 @@ void Step::start() {
     if (!progress_) {
         progress_.reset(new Progress[size_t(n_heads())]);
     }
-    reach_ = seen_cells();
+    reach_ = columns_.pooled ? columns_.n : seen_cells();
     for (int i = 0; i < n_heads(); i++) {
         Progress & head = progress_[size_t(i)];
         head.to_attend.store(n_chunks(), std::memory_order_relaxed);

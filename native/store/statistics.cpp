@@ -12,17 +12,23 @@ void share_mass(const double mass[3], double * exact, double * refined, double *
     *base              = total > 0 ? mass[2] / total : 0;
 }
 
-int64_t used_bytes(const Head & head, int64_t n_held) {
-    const RowFormat &k = head.view.k, &v = head.view.v;
-    const int64_t    base    = int64_t(k.base_bytes() + v.base_bytes() + sizeof(uint16_t) * (k.n_groups() + v.n_groups()));
-    const int64_t    refined = int64_t(k.refinement_bytes() + v.refinement_bytes() + sizeof(uint32_t) + sizeof(float));
-    const int64_t    exact   = int64_t(sizeof(uint16_t) * (k.dim + v.dim) + sizeof(uint32_t));
-    return n_held * base + head.state.n_refined * refined + head.state.n_exact * exact;
+// Of a key.
+int refined_bits_of(const HeadShape & l) { return l.exact_slots ? exact_bits : l.k.refined_bits; }
+
+int64_t used_bytes(const Head & head, int64_t n_rows) {
+    const HeadView & h      = head.view;
+    const int64_t    map    = int64_t(sizeof(uint32_t) + sizeof(float)), halves = int64_t(sizeof(uint16_t) * (h.k.dim + h.v.dim));
+    const int64_t    packed = int64_t(h.k.base_bytes() + h.v.base_bytes() + sizeof(uint16_t) * (h.k.n_groups() + h.v.n_groups()));
+    const int64_t    base   = (h.has_base() ? packed : 0) + (h.pooled ? map : 0);
+    const int64_t    refined =
+        h.k.refinement_bytes() + h.v.refinement_bytes() + (h.exact_slots ? halves : 0) + (h.whole() ? 0 : map);
+    const int64_t exact = halves + int64_t(sizeof(uint32_t));
+    return n_rows * base + head.state.n_refined * refined + head.state.n_exact * exact;
 }
 
 // Sums over the heads and streams of one layer.
 struct LayerSums {
-    int64_t rows_exact = 0, rows_refined = 0, rows = 0, demotions = 0;
+    int64_t rows_exact = 0, rows_refined = 0, rows = 0, dropped = 0, demotions = 0;
     int64_t bytes_used = 0; // by rows held
     double  mass[3]    = {0, 0, 0};
 };
@@ -31,11 +37,13 @@ LayerSums sum_layer(Cache & cache, int index) {
     LayerSums sums;
     for (int stream = 0; stream < cache.shape().n_stream; stream++) {
         const int64_t n_held = cache.cells(stream).n_held();
-        sums.rows += n_held * cache.shape().n_head_kv;
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
             const Head        head  = cache.head(index, stream, h);
             const HeadState & state = head.state;
-            sums.bytes_used += used_bytes(head, n_held);
+            const int64_t     n_rows = head.view.pooled ? head.view.n_cells - state.n_free_rows : n_held;
+            sums.rows += n_rows;
+            sums.dropped += n_held - n_rows;
+            sums.bytes_used += used_bytes(head, n_rows);
             sums.rows_exact += state.n_exact;
             sums.rows_refined += state.n_refined;
             sums.demotions += state.demotions;
@@ -55,7 +63,7 @@ mikv_layer_stats Cache::layer_stats(int index) {
     s.layer        = layers_[index];
     s.k_bits       = layout_.at(index, 0).k.bits;
     s.v_bits       = layout_.at(index, 0).v.bits;
-    s.refined_bits = layout_.at(index, 0).k.refined_bits;
+    s.refined_bits = refined_bits_of(layout_.at(index, 0));
     for (int h = 0; h < shape_.n_head_kv; h++) {
         s.n_slots += layout_.at(index, h).n_slots;
     }
@@ -90,6 +98,7 @@ mikv_stats Cache::stats() {
         s.rows_exact += sums.rows_exact;
         s.rows_refined += sums.rows_refined;
         s.rows_base += sums.rows - sums.rows_exact - sums.rows_refined;
+        s.rows_dropped += sums.dropped;
         s.demotions += sums.demotions;
         s.bytes_used += sums.bytes_used;
         for (int i = 0; i < 3; i++) {
@@ -111,16 +120,21 @@ void Cache::precision(int index, int stream, uint8_t * out) {
         const HeadView view = head(index, stream, h).view;
         uint8_t *      row  = out + size_t(h) * shape_.n_cells;
         for (int cell = 0; cell < shape_.n_cells; cell++) {
-            row[cell] = table.holds(cell) ? uint8_t(view.k.bits) : uint8_t(0);
+            row[cell] = table.holds(cell) && !view.pooled ? uint8_t(view.k.bits) : uint8_t(0);
         }
-        for (int slot = 0; slot < view.n_slots; slot++) {
+        for (int of = 0; of < view.n_cells && view.pooled; of++) {
+            if (view.row_cell[of] != free_slot) {
+                row[view.row_cell[of]] = uint8_t(view.whole() ? refined_bits_of(view) : view.k.bits);
+            }
+        }
+        for (int slot = 0; slot < view.n_maps(); slot++) {
             if (view.slot_cell[slot] != free_slot) {
-                row[view.slot_cell[slot]] = uint8_t(view.k.refined_bits);
+                row[view.cell_of(view.slot_cell[slot])] = uint8_t(refined_bits_of(view));
             }
         }
         for (int e = 0; e < view.n_exact; e++) {
             if (view.exact_cell[e] != free_slot) {
-                row[view.exact_cell[e]] = 16;
+                row[view.cell_of(view.exact_cell[e])] = 16;
             }
         }
     }
@@ -133,9 +147,14 @@ void Cache::scores(int index, int stream, float * out) {
         for (int cell = 0; cell < shape_.n_cells; cell++) {
             row[cell] = 0.0f;
         }
-        for (int slot = 0; slot < view.n_slots; slot++) {
+        for (int slot = 0; slot < view.n_maps() && !view.pooled; slot++) {
             if (view.slot_cell[slot] != free_slot) {
                 row[view.slot_cell[slot]] = view.slot_mass[slot];
+            }
+        }
+        for (int of = 0; of < view.n_cells && view.pooled; of++) {
+            if (view.row_cell[of] != free_slot) {
+                row[view.row_cell[of]] = view.row_mass[of];
             }
         }
     }

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "backend/cpu/kernels.h"
 #include "store/alibi.h"
@@ -16,16 +15,19 @@ constexpr int block_rows  = 128;  // query rows that a prefill item works on
 constexpr int least_chunk = 256;  // cells of a decode item
 constexpr int probe_chunk = 1024; // cells of a probe item
 
-// A test arm: tokens that are not refined are evicted (masked) instead of retained. MIKV_TEST_EVICT=1; never a way to run a model.
-bool evicts() {
-    static const bool on = std::getenv("MIKV_TEST_EVICT") != nullptr;
-    return on;
+Columns columns_of(const Cache & cache, const StepShape & shape) {
+    if (!cache.pooled()) {
+        return {false, 0, shape.n_kv};
+    }
+    const int first_token = (cache.n_rows(shape.index) + 63) / 64 * 64;
+    return {true, first_token, first_token + (shape.staged ? shape.n_tokens : 0)};
 }
 
 } // namespace
 
 Step::Step(Cache & cache, const StepShape & shape, int n_threads)
-    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), reach_(shape.n_kv) {
+    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), columns_(columns_of(cache, shape)),
+      reach_(columns_.n) {
     for (int i = 0; i < n_heads(); i++) {
         heads_.push_back(
             cache.head(shape.index, shape.first_stream + i / cache.shape().n_head_kv, i % cache.shape().n_head_kv));
@@ -45,7 +47,7 @@ bool Step::few() const { return shape_.n_tokens * group() <= few_rows || shape_.
 
 int Step::n_chunks() const {
     const int wanted = (3 * n_threads_ + n_heads() - 1) / n_heads(); // enough items that threads end together
-    const int most   = std::max(1, shape_.n_kv / least_chunk);
+    const int most   = std::max(1, columns_.n / least_chunk);
     return n_threads_ == 1 ? 1 : std::max(1, std::min(wanted, most));
 }
 
@@ -58,16 +60,16 @@ Step::Scratch Step::lay_out() const {
         at += padded(n);
         return here;
     };
-    const size_t heads = n_heads(), n_kv = shape_.n_kv;
+    const size_t heads = n_heads(), n_columns = size_t(columns_.n);
     const size_t rows   = size_t(shape_.n_tokens) * group();
     const size_t chunks = few() ? n_chunks() : 0;
-    s.place             = reinterpret_cast<int32_t *>(take(heads * n_kv));
-    s.nothing           = reinterpret_cast<int32_t *>(take(shape_.staged ? 0 : heads * n_kv));
-    s.mass              = take(heads * n_kv);
-    s.most              = take(reads(reads_most) ? heads * n_kv : 0);
+    s.place             = reinterpret_cast<int32_t *>(take(heads * n_columns));
+    s.waiting           = reinterpret_cast<int32_t *>(take(own_waiting() ? heads * n_columns : 0));
+    s.mass              = take(heads * n_columns);
+    s.most              = take(reads(reads_most) ? heads * n_columns : 0);
     s.m                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
     s.l                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
-    s.weights           = take(few() ? heads * rows * n_kv : 0);
+    s.weights           = take(few() ? heads * rows * n_columns : 0);
     s.part_m            = take(heads * chunks * rows);
     s.part_l            = take(heads * chunks * rows);
     s.part_acc          = take(heads * chunks * rows * row_dim(cache_.shape().head_dim_v));
@@ -84,15 +86,16 @@ bool Step::reserve() {
            (!shape_.staged || cache_.staging().reserve(shape_.n_stream * shape_.n_tokens));
 }
 
-void Step::index(int item) { index_chunk(item, {0, shape_.n_kv}); }
+void Step::index(int item) { index_chunk(item, {0, columns_.n}); }
 
 void Step::index_chunk(int head_item, CellRange cells) {
-    const Scratch s = lay_out();
-    cache_.index_cells(heads_[size_t(head_item)], cells.first, cells.last, s.place + size_t(head_item) * shape_.n_kv);
-    std::fill_n(s.mass + size_t(head_item) * shape_.n_kv + cells.first, cells.last - cells.first, 0.0f);
-    std::fill_n(s.most + size_t(head_item) * shape_.n_kv + cells.first, reads(reads_most) ? cells.last - cells.first : 0, 0.0f);
-    if (!shape_.staged) {
-        std::fill_n(s.nothing + size_t(head_item) * shape_.n_kv + cells.first, cells.last - cells.first, -1);
+    const Scratch s  = lay_out();
+    const size_t  at = size_t(head_item) * columns_.n;
+    cache_.index_cells(heads_[size_t(head_item)], cells.first, cells.last, s.place + at);
+    std::fill_n(s.mass + at + cells.first, cells.last - cells.first, 0.0f);
+    std::fill_n(s.most + at + cells.first, reads(reads_most) ? cells.last - cells.first : 0, 0.0f);
+    for (int i = cells.first; i < cells.last && own_waiting(); i++) {
+        s.waiting[at + i] = columns_.token(i);
     }
 }
 
@@ -131,20 +134,30 @@ QueryRows Step::gather(int stream, int head, int first_token, int n_tokens, floa
             data_.softcap};
 }
 
-QueryRows Step::visible(QueryRows rows, const CellIndex & index, std::vector<uint16_t> & memory) const {
-    if (!evicts()) {
+QueryRows Step::over_columns(QueryRows rows, int stream, int head, CellRange columns, std::vector<uint16_t> & memory) const {
+    if (!columns_.pooled) {
         return rows;
     }
-    const int n_kv = shape_.n_kv;
-    memory.resize(size_t(rows.n_tokens) * n_kv);
+    const CellTable &     table = cache_.cells(shape_.first_stream + stream);
+    const HeadView &      view  = head_of(stream, head).view;
+    const int64_t *       ids   = cell_ids_ ? cell_ids_ + int64_t(stream) * shape_.n_tokens : nullptr;
+    const int             width = columns.last - columns.first;
+    std::vector<uint32_t> cells(static_cast<size_t>(width));
+    for (int i = 0; i < width; i++) {
+        const int  column = columns.first + i, token = columns_.token(column);
+        const bool held = column < view.n_cells && view.row_cell[column] != free_slot &&
+                          !(shape_.staged && table.staged()[view.row_cell[column]] >= 0); // else somebody else's from now on
+        cells[i]        = token >= 0 ? uint32_t(ids[token] % cache_.shape().n_cells) : held ? view.row_cell[column] : free_slot;
+    }
+    memory.resize(size_t(rows.n_tokens) * width);
     for (int t = 0; t < rows.n_tokens; t++) {
-        for (int cell = 0; cell < n_kv; cell++) {
-            const bool retained             = index.place[cell] == place_base && index.staged[cell] < 0;
-            memory[size_t(t) * n_kv + cell] = retained ? uint16_t(0xFC00) : rows.mask[t * rows.mask_stride + cell];
+        for (int i = 0; i < width; i++) {
+            memory[size_t(t) * width + i] =
+                cells[i] < uint32_t(shape_.n_kv) ? rows.mask[t * rows.mask_stride + cells[i]] : uint16_t(0xFC00);
         }
     }
-    rows.mask        = memory.data();
-    rows.mask_stride = n_kv;
+    rows.mask        = memory.data() - columns.first;
+    rows.mask_stride = width;
     return rows;
 }
 
@@ -158,8 +171,8 @@ StagedRows Step::staged_rows(int stream, int head) const {
 CellIndex Step::cell_index(int stream, int head) const {
     const Scratch s    = lay_out();
     const int     item = stream * cache_.shape().n_head_kv + head;
-    return {s.place + size_t(item) * shape_.n_kv,
-            shape_.staged ? cache_.cells(shape_.first_stream + stream).staged() : s.nothing + size_t(item) * shape_.n_kv};
+    return {s.place + size_t(item) * columns_.n,
+            own_waiting() ? s.waiting + size_t(item) * columns_.n : cache_.cells(shape_.first_stream + stream).staged()};
 }
 
 int Step::attend_items() const {
@@ -192,12 +205,12 @@ void Step::attend_chunk(int head_item, int chunk) {
     const CellRange       cells  = chunk_cells(chunk);
     const size_t          q_size = padded(size_t(rows) * row_dim(c.head_dim_k));
     float *               q      = query_buffer(q_size + g);
-    std::vector<uint16_t> evicted;
-    const QueryRows       query = visible(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), cell_index(stream, h), evicted);
+    std::vector<uint16_t> mask;
+    const QueryRows       query = over_columns(gather(stream, h, 0, shape_.n_tokens, q, q + q_size), stream, h, cells, mask);
     const size_t          part  = size_t(head_item) * n_chunks() + chunk;
     const Partial out = {s.part_m + part * rows, s.part_l + part * rows, s.part_acc + part * rows * row_dim(c.head_dim_v)};
     kernels().attend_few(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, cells.first, cells.last,
-                         s.weights + size_t(head_item) * rows * shape_.n_kv, shape_.n_kv, out);
+                         s.weights + size_t(head_item) * rows * columns_.n, columns_.n, out);
 }
 
 void Step::write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
@@ -232,16 +245,16 @@ void Step::attend_block(int head_item, int block) {
     const int             dim_v = row_dim(c.head_dim_v);
     float *               q     = query_buffer(q_size + padded(g) + 2 * row_size + size_t(rows) * dim_v + 16);
     float *               slope = q + q_size;
-    std::vector<uint16_t> evicted;
-    const QueryRows       query = visible(gather(stream, h, first, n, q, slope), cell_index(stream, h), evicted);
+    std::vector<uint16_t> mask;
+    const QueryRows       query = over_columns(gather(stream, h, first, n, q, slope), stream, h, {0, columns_.n}, mask);
     const Partial         out   = {slope + padded(g), slope + padded(g) + row_size, slope + padded(g) + 2 * row_size};
-    kernels().attend_many(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, 0, shape_.n_kv, out);
+    kernels().attend_many(head_of(stream, h).view, cell_index(stream, h), staged_rows(stream, h), query, 0, columns_.n, out);
     for (int row = 0; row < rows; row++) {
         write_out(stream, h * g + row / n, first + row % n, out.m[row], out.l[row], out.acc + size_t(row) * dim_v, s.m, s.l);
     }
 }
 
-// A query's weights on n cells, times factor, are attention that fell there. at: of the first cell, in [n_heads][n_kv].
+// A query's weights on n columns, times factor, are attention that fell there. at: of the first, in [n_heads][n_columns].
 void Step::note(const Scratch & s, const float * weights, float factor, int n, size_t at) const {
     kernels().add_scaled(weights, factor, n, s.mass + at);
     const int n_most = reads(reads_most) ? n : 0;
@@ -257,7 +270,7 @@ std::vector<int> Step::probes(int stream) const {
 }
 
 int Step::probe_items() const {
-    return few() || !shape_.staged || reads(reads_queries) ? 0 : n_heads() * ((shape_.n_kv + probe_chunk - 1) / probe_chunk);
+    return few() || !shape_.staged || reads(reads_queries) ? 0 : n_heads() * ((columns_.n + probe_chunk - 1) / probe_chunk);
 }
 
 void Step::probe(int item) {
@@ -267,7 +280,7 @@ void Step::probe(int item) {
     const int              stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv, g = group();
     const std::vector<int> tokens = probes(stream);
     const int              n = int(tokens.size()), rows = g * n;
-    const int              first = chunk * probe_chunk, last = std::min(shape_.n_kv, first + probe_chunk), width = last - first;
+    const int              first = chunk * probe_chunk, last = std::min(columns_.n, first + probe_chunk), width = last - first;
     const int              dim    = row_dim(c.head_dim_k);
     const size_t           q_size = padded(size_t(rows) * dim), mask_size = padded(size_t(n) * probe_chunk / 2);
     float *                q      = query_buffer(q_size + padded(g) + mask_size + size_t(rows) * width + 16);
@@ -275,12 +288,12 @@ void Step::probe(int item) {
     uint16_t *             mask   = reinterpret_cast<uint16_t *>(slope + padded(g));
     float *                logits = slope + padded(g) + mask_size;
     QueryRows              query  = {q, slope, mask - first, probe_chunk, rows, n, data_.softcap};
+    std::vector<uint16_t>  columns;
     for (int i = 0; i < n; i++) {
-        const int        t   = tokens[i];
-        const uint16_t * row = data_.mask + stream * data_.mask_stream + t * data_.mask_token + first;
-        std::copy(row, row + width, mask + size_t(i) * probe_chunk);
+        const int          t = tokens[i];
         std::vector<float> one(size_t(g) * dim);
-        gather(stream, h, t, 1, one.data(), slope);
+        const QueryRows    own = over_columns(gather(stream, h, t, 1, one.data(), slope), stream, h, {first, last}, columns);
+        std::copy_n(own.mask + first, width, mask + size_t(i) * probe_chunk);
         for (int j = 0; j < g; j++) {
             std::copy_n(one.data() + size_t(j) * dim, dim, q + (size_t(j) * n + i) * dim);
         }
@@ -291,7 +304,7 @@ void Step::probe(int item) {
         const size_t at = (size_t(stream) * shape_.n_head + h * g + row / n) * shape_.n_tokens + tokens[row % n];
         if (s.l[at] > 0.0f) {
             kernels().weigh(logits + size_t(row) * width, s.m[at], width);
-            note(s, logits + size_t(row) * width, 1.0f / s.l[at], width, size_t(head_item) * shape_.n_kv + first);
+            note(s, logits + size_t(row) * width, 1.0f / s.l[at], width, size_t(head_item) * columns_.n + first);
         }
     }
 }

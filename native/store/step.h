@@ -38,6 +38,15 @@ struct CellRange {
     int first, last;
 };
 
+// What attention runs over, the same for all heads of a layer: the cells; of a pool its rows and, from a multiple of 64 on (so that no tile of a
+// kernel has both), the tokens of the micro-batch that wait.
+struct Columns {
+    bool pooled;
+    int  first_token;
+    int  n;
+    int  token(int column) const { return pooled && column >= first_token ? column - first_token : -1; }
+};
+
 class Step {
 public:
     // Plans the items; n_threads is a hint for how finely to cut. Reserves scratch in the cache: false if memory is short.
@@ -79,8 +88,9 @@ private:
     void             note(const Scratch & s, const float * weights, float factor, int n, size_t at) const;
     void             add_queries(int stream, int head) const;
     QueryRows        gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
-    QueryRows        visible(QueryRows rows, const CellIndex & index,
-                             std::vector<uint16_t> & memory) const; // less what the test arm evicts
+    // With the mask of these columns, where they are not the cells; memory keeps it.
+    QueryRows        over_columns(QueryRows rows, int stream, int head, CellRange columns, std::vector<uint16_t> & memory) const;
+    bool             own_waiting() const { return columns_.pooled || !shape_.staged; }
     const Head &     head_of(int stream, int head) const { return heads_[size_t(stream) * cache_.shape().n_head_kv + head]; }
     Transform        key_transform(int stream, int head) const;
     StagedRows       staged_rows(int stream, int head) const;
@@ -100,9 +110,10 @@ private:
     Cache &         cache_;
     StepShape       shape_;
     int             n_threads_;
+    Columns         columns_;
     StepData        data_;
     const int64_t * cell_ids_ = nullptr;
-    int             reach_; // cells worked on: n_kv, or in the only phase none behind the last that is seen
+    int             reach_; // columns worked on: all, or in the only phase none behind the last that is seen
 
     // How far a head of the only phase is.
     struct Progress {

@@ -47,9 +47,9 @@ void Step::merge_chunks(int head_item) {
             const CellRange cells = chunk_cells(chunk);
             const size_t    at    = part(chunk);
             if (s.part_l[at] > 0.0f) {
-                note(s, s.weights + (size_t(head_item) * rows + row) * shape_.n_kv + cells.first,
+                note(s, s.weights + (size_t(head_item) * rows + row) * columns_.n + cells.first,
                      std::exp(s.part_m[at] - s.m[final_at]) / s.l[final_at], cells.last - cells.first,
-                     size_t(head_item) * shape_.n_kv + cells.first);
+                     size_t(head_item) * columns_.n + cells.first);
             }
         }
     }
@@ -60,28 +60,35 @@ void Step::commit_staged(int head_item) {
     const mikv_shape & c      = cache_.shape();
     const int          stream = head_item / c.n_head_kv, h = head_item % c.n_head_kv;
     const int64_t      first_cell = int64_t(shape_.first_stream + stream) * c.n_cells;
+    const bool         measured   = data_.out != nullptr;
+    const size_t       at         = size_t(head_item) * columns_.n;
     std::vector<int>   cells(shape_.n_tokens);
     int                end = reach_;
     for (int t = 0; t < shape_.n_tokens; t++) {
         cells[t] = int(cell_ids_[int64_t(stream) * shape_.n_tokens + t] - first_cell);
-        end      = std::max(end, cells[t] + 1);
+        end      = columns_.pooled ? end : std::max(end, cells[t] + 1);
     }
-    int32_t *            place = s.place + size_t(head_item) * shape_.n_kv;
+    int32_t *            place = s.place + at;
     std::vector<int32_t> longer;
-    if (end > reach_ || !data_.out) { // cells beyond what attention looked at, or no attention: the index is not there
+    if (end > reach_ || !measured) { // cells beyond what attention looked at, or no attention: the index is not there
         longer.resize(end);
         cache_.index_cells(head_of(stream, h), 0, end, longer.data());
         place = longer.data();
     }
     const StagedRows rows  = staged_rows(stream, h);
     const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(probes(stream).size());
-    if (reads(reads_queries) && data_.out) {
+    const float *    mass  = measured ? s.mass + at : nullptr;
+    const float *    most  = measured && reads(reads_most) ? s.most + at : nullptr;
+    if (reads(reads_queries) && measured) {
         add_queries(stream, h);
     }
-    commit_rows(cache_,
-                {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride,
-                 rows.v_stride, place, end, data_.out ? s.mass + size_t(head_item) * shape_.n_kv : nullptr, reach_, scale,
-                 data_.out && reads(reads_most) ? s.most + size_t(head_item) * shape_.n_kv : nullptr});
+    std::vector<float> drawn(shape_.n_tokens);
+    for (int t = 0; t < shape_.n_tokens && measured; t++) {
+        const int column = columns_.pooled ? columns_.first_token + t : cells[t];
+        drawn[t]         = column >= reach_ ? 0.0f : most ? most[column] : mass[column] * scale;
+    }
+    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride,
+                         rows.v_stride, place, end, mass, reach_, scale, most, drawn.data()});
 }
 
 // The micro-batch's queries of all query heads of a KV head, into what is known of the queries.

@@ -12,13 +12,13 @@ float * query_buffer(size_t n_floats);
 
 // All in floats, each array padded.
 struct Step::Scratch {
-    int32_t * place;   // [n_heads][n_kv]
-    int32_t * nothing; // [n_heads][n_kv] of -1 where no rows are staged
-    float *   mass;    // [n_heads][n_kv]
-    float *   most;    // [n_heads][n_kv], or nothing if the policy does not read it
+    int32_t * place;   // [n_heads][n_columns]
+    int32_t * waiting; // [n_heads][n_columns], as CellIndex::staged, where that is not the table's
+    float *   mass;    // [n_heads][n_columns]
+    float *   most;    // [n_heads][n_columns], or nothing if the policy does not read it
     float *   m;       // [n_stream][n_head][n_tokens]: final
     float *   l;
-    float *   weights; // few: [n_heads][rows][n_kv]
+    float *   weights; // few: [n_heads][rows][n_columns]
     float *   part_m;  // few: [n_heads][n_chunks][rows]
     float *   part_l;
     float *   part_acc; // few: [n_heads][n_chunks][rows][head_dim_v]

@@ -24,6 +24,10 @@ LAYOUTS = (
     (Config(2, 4, 4, sinks=64, refined_share=1.0), Shape(1, 8, 20000, 1, 32, 256)),
     (Config(4, 3, 6, sinks=1, window=300, refined_share=0.1), Shape(1, 2, 200, 4, 192, 128)),
     (Config(4, 2, 5, sinks=4, window=64, policy="expected"), Shape(2, 2, 500, 2, 64, 64)),
+    (Config(2, 2, 16, sinks=4, window=64, refined_share=0.2), Shape(2, 2, 900, 1, 128, 128)),
+    (Config(4, 2, 5, sinks=4, window=64, rows=0.25), Shape(2, 2, 5000, 2, 64, 64)),
+    (Config(2, 2, 8, sinks=4, window=64, rows=1000, refined_share=1.0), Shape(2, 2, 3000, 1, 64, 96)),
+    (Config(2, 2, 16, sinks=4, window=64, rows=1000, refined_share=1.0), Shape(2, 2, 3000, 1, 64, 96)),
 )
 
 

@@ -87,7 +87,9 @@ template <class Isa> struct ManyRows {
     // Keys and values of the tile as floats; zeros for a cell that nobody sees.
     void read_rows(const Tile & tile) {
         const int k_dim = head.k.dim, v_dim = head.v.dim;
-        halves_to_floats<Isa>(head.k_mean + int64_t(tile.first / block_cells) * k_dim, k_dim, mean);
+        if (tile.end) {
+            halves_to_floats<Isa>(head.k_mean + int64_t(tile.first / block_cells) * k_dim, k_dim, mean);
+        }
         for (int i = 0; i < tile.n; i++) {
             const int     cell  = tile.first + i;
             const int32_t place = index.place[cell], row = index.staged[cell];

@@ -236,8 +236,10 @@ template <class Isa> struct Scorer {
     }
 
     template <int group> void score_tile(const Tile & tile) {
-        read_mean(tile.first);
-        with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile); });
+        if (tile.end) {
+            read_mean(tile.first);
+            with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile); });
+        }
         if (tile.n_refined && head.k.extra_bits()) {
             with_bits(head.k.extra_bits(), [&](auto bits) { score_refined<group, bits.value>(tile); });
         }

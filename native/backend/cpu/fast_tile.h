@@ -10,7 +10,7 @@ constexpr int tile_cells = 64; // cells worked on together; a tile never crosses
 struct Tile {
     int      first;
     int      n;
-    int      end;   // one past the last place in the tile that is seen
+    int      end;   // one past the last place in the tile whose row is packed and seen; 0: nothing of the base is read
     bool     clear; // whole, and every row sees every cell, with a mask of 0
     uint64_t seen;  // bit i: some row sees cell first + i
     int      n_refined;
@@ -65,7 +65,7 @@ template <class Isa> static void sort_cells(const CellIndex & index, Tile & tile
     const uint64_t  waiting = ~bits_below<Isa>(index.staged + tile.first, tile.n, 0);
     const uint64_t  direct  = (waiting | bits_below<Isa>(place, tile.n, place_base)) & tile.seen;
     tile.n_direct           = list_bits(direct, tile.direct);
-    tile.end                = places_of(tile.seen);
+    tile.end                = places_of(tile.seen & ~direct);
     tile.n_refined          = list_bits(~bits_below<Isa>(place, tile.n, 0) & ~direct & tile.seen, tile.refined);
 }
 

@@ -99,7 +99,7 @@ template <class Isa> struct ValueSum {
         for (tile.first = first; tile.first < last; tile.first += tile.n) {
             tile.n = tile_end(tile.first, last) - tile.first;
             if (read_weights(tile)) {
-                for (int g = 0; g < head.v.n_groups(); g++) {
+                for (int g = 0; tile.end && g < head.v.n_groups(); g++) {
                     head.v.group == 64 ? add_group<64>(tile, g) : add_group<32>(tile, g);
                 }
                 for (int i = 0; i < tile.n_direct; i++) {
