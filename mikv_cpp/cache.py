@@ -54,7 +54,8 @@ class KVStats:
         tokens_exact: of these, kept in f16; averaged over layers and heads, as the next two.
         tokens_refined: at refined_bits.
         tokens_base: at k_bits and v_bits.
-        demotions: rows (token, layer, KV head) that lost their refinement since the cache was made or cleared.
+        tokens_dropped: those that a pool has no rows for.
+        demotions: rows (token, layer, KV head) that lost their refinement, or were dropped, since the cache was made or cleared.
         mass_exact: share of attention that fell on exact tokens since then; with the next two it adds up to 1 (0 before
             any attention was measured).
         mass_refined: the same for refined tokens.
@@ -82,6 +83,7 @@ class KVStats:
     mass_base: float
     by_layer: list[LayerStats] = field(default_factory=list)
     note: str = ""
+    tokens_dropped: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, nested, ready for JSON."""
@@ -173,6 +175,7 @@ class KVCache:
             mass_base=_mean_mass(parts, "mass_base"),
             by_layer=[self._layer_stats(layer) for layer in self.layers],
             note=self.note,
+            tokens_dropped=_total(parts, "rows_dropped") / max(rows_per_token, 1),
         )
 
     def precision_map(self, layer: int, stream: int = 0) -> NDArray[np.uint8]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional, Union
 
 from mikv_cpp.errors import ConfigError
-from mikv_cpp.spread import SPREADS
+from mikv_cpp.spread import POOL_SPREADS, SPREADS
 
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)
+EXACT_BITS = 16  #: refined_bits of tokens that are refined to f16
 HALF = -1  #: the group of half the head size
 GROUPS = (0, 32, 64, HALF)
 BALANCES = ("off", "max", "rms")
@@ -26,7 +27,7 @@ POLICIES = ["h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expecte
 BY_VALUE = "*v"
 _NO_WEIGHTS = ("recent", "random")
 
-_LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r[4568]|r[kv][234568]|s(0?\.\d+|[01](\.0*)?))+")
+_LAYER_ROW = re.compile(r"\d+(\.\d+)?:(k[234]|v[234]|r([234568]|16)|r[kv][234568]|s(0?\.\d+|[01](\.0*)?)|p\d+(\.\d+)?)+")
 _UNIT_BYTES = {
     "": 1,
     "B": 1,
@@ -83,9 +84,12 @@ class KVConfig:
     Attributes:
         k_bits: bits of a key that is not refined, 2, 3 or 4.
         v_bits: the same for a value.
-        refined_bits: bits of a refined token, keys and values, 4, 5, 6 or 8; not below k_bits and v_bits.
+        refined_bits: bits of a refined token, keys and values, 2, 3, 4, 5, 6, 8 or 16 (f16); not below k_bits and v_bits.
         refined_share: share of the cache's cells that may be refined, 0 to 1; 0 leaves just what sinks and window need.
-            Not used when there is a budget.
+            With a pool (rows), of the rows kept. Without one, not used when there is a budget.
+        rows: tokens that each KV head keeps: up to 1 a share of the cells (1: all), above that a number. The others are dropped for
+            good, chosen by the policy, sinks and window never; with a budget, rows below 1 say that there is a pool, and the budget
+            how large it is.
         policy: who is refined when not all can be: one of POLICIES, or a name given to `register_policy`; with "*v" behind
             it ("h2o*v"), its priority times the norm of the value decides.
         sinks: first tokens of a sequence, kept exact (f16), 0 to 64.
@@ -102,10 +106,10 @@ class KVConfig:
         recent_share: share of the refined tokens that are the sequence's most recent ones, 0 to 1; counts where it comes to
             more than window.
         layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
-            vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone) and sSHARE: "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV
-            head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
+            vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone), sSHARE and, of a pool, pTIMES (as many rows):
+            "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
             `python -m mikv_cpp.calibrate` measures such a table for a model.
-        spread: how refined tokens are spread over the layers: "uniform", "pyramid" (fewer from layer to layer) or
+        spread: how refined tokens, or the rows of a pool, are spread over the layers: "uniform", "pyramid" (fewer from layer to layer) or
             "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With a budget,
             these are proportions, as there.
         protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
@@ -120,6 +124,7 @@ class KVConfig:
     v_bits: int = 2
     refined_bits: int = 5
     refined_share: float = 0.12
+    rows: float = 1.0
     policy: str = "normalized"
     sinks: int = 4
     window: int = 64
@@ -137,7 +142,7 @@ class KVConfig:
     def __post_init__(self) -> None:
         _check_choice("k_bits", self.k_bits, BASE_BITS)
         _check_choice("v_bits", self.v_bits, BASE_BITS)
-        _check_choice("refined_bits", self.refined_bits, REFINED_BITS)
+        _check_choice("refined_bits", self.refined_bits, (2, 3, *REFINED_BITS, EXACT_BITS))
         if self.refined_bits < max(self.k_bits, self.v_bits):
             raise ConfigError(
                 f"refined_bits={self.refined_bits} is below the base (k_bits={self.k_bits}, v_bits={self.v_bits}): "
@@ -155,12 +160,21 @@ class KVConfig:
         for name in ("center_keys", "rotate", "end_points", "protect"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is neither True nor False")
+        if isinstance(self.rows, bool) or not isinstance(self.rows, (int, float)) or not 0 < self.rows < 1e9:
+            raise ConfigError(f"rows={self.rows!r} is not possible: use a share of the context, up to 1, or a number of tokens")
         _check_layers(self.spread, self.layers)
+        if self.is_pool and self.spread not in POOL_SPREADS:
+            raise ConfigError(f"spread={self.spread!r} keeps layers whole, which a pool cannot: use {_listed(POOL_SPREADS)}")
         plain = self.policy[: -len(BY_VALUE)] if self.policy.endswith(BY_VALUE) else self.policy
         if plain not in POLICIES or (plain != self.policy and plain in _NO_WEIGHTS):
             raise ConfigError(f"unknown policy {self.policy!r}: use one of {_listed(POLICIES)}, or register_policy() it first")
         if self.budget is not None:
             parse_budget(self.budget)
+
+    @property
+    def is_pool(self) -> bool:
+        """Whether tokens are dropped."""
+        return self.rows != 1
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> KVConfig:
@@ -236,6 +250,9 @@ def _check_share(name: str, value: object, example: str) -> None:
         raise ConfigError(f"{name}={value} is not between 0 and 1: {example}")
 
 
+#: Tokens that are dropped or kept in full: what the methods of eviction have in common.
+_EVICTION = KVConfig(k_bits=2, v_bits=2, refined_bits=EXACT_BITS, refined_share=1.0, rows=0.25)
+
 #: One row for each preset. Bits per value are all in (head size 64, context 2048; longer contexts take up to 0.1 less).
 PRESETS: dict[str, KVConfig] = {
     # 3.7 bits: the default, best quality for its bytes
@@ -263,6 +280,15 @@ PRESETS: dict[str, KVConfig] = {
         recent_share=0.5,
         protect=False,
     ),
+    # Methods of the field (docs/methods.md). Those that drop tokens keep a quarter of them; with a budget, as many as it holds
+    "streaming": replace(_EVICTION, policy="recent", window=0),
+    "h2o": replace(_EVICTION, policy="h2o", sinks=0, window=0, recent_share=0.5),
+    "snapkv": replace(_EVICTION, policy="snapkv", sinks=0, window=32),
+    "pyramidkv": replace(_EVICTION, policy="snapkv", sinks=0, window=32, spread="pyramid"),
+    # SnapKV with the tokens it keeps at 4 bits; refined_bits 2, 8 and 16 are the other arms
+    "qpruning": replace(_EVICTION, policy="snapkv", sinks=0, window=32, refined_bits=4),
+    # the salient 60 % at 4 bits, the rest at 2
+    "zipcache": KVConfig(k_bits=2, v_bits=2, refined_bits=4, refined_share=0.6, policy="probes", sinks=0, window=0),
     # 4.5 bits: no token singled out but sinks and window
     "sinks": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=0.0, policy="recent"),
     # 8.9 bits: every token at 8 bits

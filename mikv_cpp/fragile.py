@@ -32,7 +32,7 @@ def protected(config: KVConfig, model: ModelFile, bytes_of: BytesOf) -> KVConfig
 
     Without a budget the others pay: their share is lowered until the cache takes no more bytes than without the rows, or is 0.
     """
-    if not config.protect or (config.refined_share >= 1 and config.refined_bits == 8 and config.budget is None):
+    if not config.protect or (config.refined_share >= 1 and config.refined_bits >= 8 and config.budget is None):
         return config
     heads = fragile_heads(model, config.k_bits, config.center_keys)
     if not heads:

@@ -227,7 +227,7 @@ class Library:
     def _config(self, config: KVConfig, shape: Optional[Shape], budget_bytes: int) -> Any:
         out = self._ffi.new("mikv_config *")
         self._lib.mikv_config_default(out)
-        for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "group", "sinks", "window", "recent_share"):
+        for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "rows", "group", "sinks", "window", "recent_share"):
             setattr(out, name, getattr(config, name))
         for name in ("center_keys", "rotate", "end_points"):
             setattr(out, name, int(getattr(config, name)))

@@ -36,5 +36,15 @@ def pyramid(n_layer: int, share: float) -> list[str]:
     return [f"{layer}:s{first + step * layer if n_layer > 1 else share:.4f}" for layer in range(n_layer)]
 
 
+def pool_pyramid(n_layer: int) -> list[str]:
+    """Rows of a pool that fall linearly from the first layer to the last, as PyramidKV's budgets (section 3.2) do."""
+    last = 1 / PYRAMID_BETA
+    step = 2 * (1 - last) / max(n_layer - 1, 1)
+    return [f"{layer}:p{2 - last - step * layer if n_layer > 1 else 1:.4f}" for layer in range(n_layer)]
+
+
+#: The same for the rows of a pool, in multiples of the mean: from the number of layers.
+POOL_SPREADS: Mapping[str, Callable[[int], list[str]]] = {"uniform": lambda _n_layer: [], "pyramid": pool_pyramid}
+
 #: By the names that KVConfig.spread takes: rows from (number of layers, mean share).
 SPREADS: Mapping[str, Callable[[int, float], list[str]]] = {"uniform": uniform, "ends": ends, "pyramid": pyramid}

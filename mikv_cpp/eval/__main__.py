@@ -1,4 +1,4 @@
-"""`python -m mikv_cpp.eval kl | ladder | compare | lines | needle | memory | greedy`."""
+"""`python -m mikv_cpp.eval kl | ladder | field | compare | lines | needle | memory | greedy`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from mikv_cpp.eval import command, compare, greedy, kl, ladder, lines, memory, needle
+from mikv_cpp.eval import command, compare, field, greedy, kl, ladder, lines, memory, needle
 
 MEASUREMENTS: dict[str, command.Measurement] = {
     "kl": kl,
     "ladder": ladder,
+    "field": field,
     "compare": compare,
     "lines": lines,
     "needle": needle,

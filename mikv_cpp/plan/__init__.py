@@ -13,8 +13,9 @@ from mikv_cpp.fragile import SHARE_STEPS, protected
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library, Shape, logical_type
-from mikv_cpp.spread import SPREADS
+from mikv_cpp.spread import POOL_SPREADS, SPREADS
 
+_FEWEST_ROWS = 1e-6  # a share for which sinks and window alone are left
 _CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
 
 
@@ -120,7 +121,8 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
 
 def spread_out(config: KVConfig, n_layer: int) -> KVConfig:
     """The config with its spread in `layers`, before what stands there."""
-    rows = SPREADS[config.spread](n_layer, config.refined_share)
+    pool = config.is_pool
+    rows = POOL_SPREADS[config.spread](n_layer) if pool else SPREADS[config.spread](n_layer, config.refined_share)
     return replace(config.with_layers(rows), spread="uniform")
 
 
@@ -163,7 +165,7 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
     budget = parse_budget(config.budget)
     f16_bytes = model.f16_bytes(n_cells(n_ctx))
     wanted = budget.of(f16_bytes)
-    least = _bytes(library, spread_out(replace(config, refined_share=0.0), model.n_layer), shapes)
+    least = _bytes(library, spread_out(_of_share(config, 0.0), model.n_layer), shapes)
     if wanted < least:
         percent = math.ceil(1000 * least / f16_bytes) / 10
         raise BudgetError(
@@ -172,11 +174,18 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
         )
     if budget.share is None or not model.sliding_window:
         return replace(config, budget=None), wanted
-    return replace(config, budget=None, refined_share=_share_within(library, model, config, shapes)), 0
+    return replace(_of_share(config, _share_within(library, model, config, shapes)), budget=None), 0
+
+
+def _of_share(config: KVConfig, share: float) -> KVConfig:
+    """The config with another share of what a budget decides: of tokens refined, or of rows in a pool."""
+    if config.is_pool:
+        return replace(config, rows=min(max(share, _FEWEST_ROWS), 1 - _FEWEST_ROWS))
+    return replace(config, refined_share=share)
 
 
 def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> float:
-    """The largest refined_share, in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of the f16 cache."""
+    """The largest share (see _of_share), in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of the f16 cache."""
     assert config.budget is not None
     f16_share = parse_budget(config.budget).share or 0.0
     if config.spread == "uniform":
@@ -185,7 +194,7 @@ def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: 
     f16_bytes = sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in shapes)
 
     def fits(steps: int) -> bool:
-        trial = spread_out(replace(config, budget=None, refined_share=steps / SHARE_STEPS), model.n_layer)
+        trial = spread_out(replace(_of_share(config, steps / SHARE_STEPS), budget=None), model.n_layer)
         return _bytes(library, trial, shapes) <= f16_share * f16_bytes
 
     return largest(SHARE_STEPS, fits) / SHARE_STEPS

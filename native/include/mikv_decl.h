@@ -136,8 +136,8 @@ const char * mikv_policy_name(int32_t index);  /* NULL past the end */
 mikv_status  mikv_policy_register(const char * name, mikv_policy_fn fn, void * user); /* user must outlive every cache */
 
 /* Adds or replaces a table for mikv_config.layers; copied, and read when a cache is made.
- * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS, sSHARE and pSHARE, as k_bits, v_bits,
- * refined_bits, refined_share and (a share) rows of mikv_config; rkBITS and rvBITS (2, 3, 4, 5, 6, 8; no less than the base) are bits of refined keys and values
+ * table: rows "LAYER[.HEAD]:CHOICES" separated by commas, where CHOICES are any of kBITS, vBITS, rBITS and sSHARE, as k_bits, v_bits,
+ * refined_bits and refined_share of mikv_config, and pTIMES, times as many rows of a pool as configured; rkBITS and rvBITS (2, 3, 4, 5, 6, 8; no less than the base) are bits of refined keys and values
  * alone. "0:k4v4r8s0.5,3.1:s0.1" has layer 0 at other bits and gives KV head 1 of layer 3 another share. Numbers are llama.cpp's. Of several choices for a head the last one counts. With a budget, shares are proportions, but a share of 1 is kept. */
 mikv_status  mikv_layers_register(const char * name, const char * table);
 

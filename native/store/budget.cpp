@@ -72,7 +72,7 @@ int least_slots(const mikv_config & c, const mikv_shape & s) {
 struct HeadChoice {
     int   k_bits, v_bits, k_refined, v_refined;
     float share;       // of its rows, refined
-    float rows;        // share of the cells that it keeps
+    float rows;        // share of the cells that it keeps, more than it can where above 1
     bool  all = false; // refined whatever the budget
 };
 
@@ -99,7 +99,7 @@ void apply(const LayerChoice & row, HeadChoice & choice) {
     choice.k_refined = row.k_refined ? row.k_refined : choice.k_refined;
     choice.v_refined = row.v_refined ? row.v_refined : choice.v_refined;
     choice.share     = row.refined_share >= 0.0f ? row.refined_share : choice.share;
-    choice.rows      = row.rows >= 0.0f ? row.rows : choice.rows;
+    choice.rows *= row.rows;
     choice.all       = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
 }
 

@@ -52,7 +52,7 @@ bool read_choice(const char *& at, LayerChoice * row) {
         return number >= 0 && number <= 1;
     case 'p':
         row->rows = float(number);
-        return number > 0 && number <= 1;
+        return number > 0 && number <= 100;
     default:
         return false;
     }

@@ -15,7 +15,7 @@ struct LayerChoice {
     int   k_refined     = 0;     // bits of a refined key
     int   v_refined     = 0;     // the same for a value
     float refined_share = -1.0f; // below 0: as configured
-    float rows          = -1.0f; // of a pool: share of the cells that are kept; below 0: as configured
+    float rows          = 1.0f;  // of a pool: times as many as configured
 };
 
 // Reads the table as mikv_layers_register() says; one of that name is replaced. Caches that were made keep what they have.
