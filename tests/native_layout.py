@@ -22,7 +22,9 @@ def head_bytes(config: Config, shape: Shape, n_slots: int, n_exact: int) -> dict
         extra = 0 if config.refined_bits == 16 else config.refined_bits - bits
         refined += _padded(n_slots * dim * extra // 8) + _padded(2 * halves * dim)
     n_blocks, n_maps = (-(-n // 128) if base else 0), (0 if whole else n_slots)
-    metadata = _padded(2 * n_blocks * shape.head_dim_k) + 2 * _padded(4 * n_maps) + _padded(4 * n_exact) + 2 * _padded(4 * n * pool)
+    metadata = (
+        _padded(2 * n_blocks * shape.head_dim_k) + 2 * _padded(4 * n_maps) + _padded(4 * n_exact) + 2 * _padded(4 * n * pool)
+    )
     return {"base": base, "refined": refined, "metadata": metadata}
 
 

@@ -173,7 +173,9 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result as a table for people."""
     width = max(24, *(len(row["cache"]) + 2 for row in result["rows"]))
-    lines_of = [f"{'cache':<{width}}{'bits':>7}{'size':>12}{'mean KL':>11}{'+-':>9}{'99.9 %':>10}{'same top':>10}{'lines':>9}{'tok/s':>9}"]
+    lines_of = [
+        f"{'cache':<{width}}{'bits':>7}{'size':>12}{'mean KL':>11}{'+-':>9}{'99.9 %':>10}{'same top':>10}{'lines':>9}{'tok/s':>9}"
+    ]
     for row in result["rows"]:
         right = "-" if row["right"] is None else f"{row['right']}/{result['n_prompts']}"
         pace = "-" if row["decode_tps"] is None else f"{row['decode_tps']:.1f}"

@@ -8,7 +8,9 @@ constexpr size_t alignment = 64;
 
 size_t padded(size_t size_bytes) { return (size_bytes + alignment - 1) / alignment * alignment; }
 
-size_t params_bytes(const HeadLayout & l, const RowFormat & row) { return sizeof(uint16_t) * row.n_groups() * size_t(l.n_cells); }
+size_t params_bytes(const HeadLayout & l, const RowFormat & row) {
+    return sizeof(uint16_t) * row.n_groups() * size_t(l.n_cells);
+}
 
 } // namespace
 
@@ -41,21 +43,21 @@ HeadView view_head(const HeadLayout & l, uint8_t * memory) {
     };
     const size_t n_base = l.has_base() ? size_t(l.n_cells) : 0, n_rows = l.pooled ? size_t(l.n_cells) : 0;
     HeadView     h;
-    static_cast<HeadShape &>(h)  = l;
-    h.k_params                   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.k.n_groups() * n_base));
-    h.k_base                     = take(n_base * l.k.base_bytes());
-    h.v_params                   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.v.n_groups() * n_base));
-    h.v_base                     = take(n_base * l.v.base_bytes());
-    h.k_mean                     = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_blocks() * size_t(l.k.dim)));
-    h.k_refined                  = take(size_t(l.n_slots) * l.k.refinement_bytes());
-    h.v_refined                  = take(size_t(l.n_slots) * l.v.refinement_bytes());
-    h.slot_cell                  = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_maps()));
-    h.slot_mass                  = reinterpret_cast<float *>(take(sizeof(float) * l.n_maps()));
-    h.k_exact                    = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_halves() * l.k.dim));
-    h.v_exact                    = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_halves() * l.v.dim));
-    h.exact_cell                 = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_exact));
-    h.row_cell                   = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * n_rows));
-    h.row_mass                   = reinterpret_cast<float *>(take(sizeof(float) * n_rows));
+    static_cast<HeadShape &>(h) = l;
+    h.k_params                  = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.k.n_groups() * n_base));
+    h.k_base                    = take(n_base * l.k.base_bytes());
+    h.v_params                  = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.v.n_groups() * n_base));
+    h.v_base                    = take(n_base * l.v.base_bytes());
+    h.k_mean                    = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_blocks() * size_t(l.k.dim)));
+    h.k_refined                 = take(size_t(l.n_slots) * l.k.refinement_bytes());
+    h.v_refined                 = take(size_t(l.n_slots) * l.v.refinement_bytes());
+    h.slot_cell                 = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_maps()));
+    h.slot_mass                 = reinterpret_cast<float *>(take(sizeof(float) * l.n_maps()));
+    h.k_exact                   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_halves() * l.k.dim));
+    h.v_exact                   = reinterpret_cast<uint16_t *>(take(sizeof(uint16_t) * l.n_halves() * l.v.dim));
+    h.exact_cell                = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * l.n_exact));
+    h.row_cell                  = reinterpret_cast<uint32_t *>(take(sizeof(uint32_t) * n_rows));
+    h.row_mass                  = reinterpret_cast<float *>(take(sizeof(float) * n_rows));
     return h;
 }
 

@@ -81,11 +81,11 @@ HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadCh
     const int  group = group_of(c, s);
     const bool exact = choice.k_refined == exact_bits;
     HeadLayout l;
-    l.k = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
-           c.end_points};
-    l.v = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
-           c.end_points};
-    l.pooled      = is_pool(c, s);
+    l.k      = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
+                c.end_points};
+    l.v      = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
+                c.end_points};
+    l.pooled = is_pool(c, s);
     l.exact_slots = exact;
     l.n_cells     = n_rows;
     l.n_slots     = std::min(n_slots, n_rows);
@@ -100,7 +100,7 @@ void apply(const LayerChoice & row, HeadChoice & choice) {
     choice.v_refined = row.v_refined ? row.v_refined : choice.v_refined;
     choice.share     = row.refined_share >= 0.0f ? row.refined_share : choice.share;
     choice.rows *= row.rows;
-    choice.all       = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
+    choice.all = row.refined_share >= 0.0f ? row.refined_share == 1.0f : choice.all;
 }
 
 // [n_layer][n_head_kv]
@@ -143,7 +143,8 @@ CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::v
     layout.query_sums   = policy_named(c.policy).policy->reads & reads_queries;
     for (const HeadChoice & choice : choices) {
         if (pool) {
-            const int rows = std::max(least_rows(c, s), rounded_share(cells * double(choice.rows) / largest / s.n_cells, s.n_cells));
+            const int rows =
+                std::max(least_rows(c, s), rounded_share(cells * double(choice.rows) / largest / s.n_cells, s.n_cells));
             const int slots = choice.share == 0.0f ? 0 : std::max(rounded_share(choice.share, rows), least_slots(c, s));
             layout.heads.push_back(layout_with(c, s, choice, rows, slots));
             continue;

@@ -15,18 +15,18 @@ namespace mikv {
 
 // What a KV head needs to remember besides its arrays.
 struct HeadState {
-    uint32_t first_free = 0; // slots nobody holds: a list through slot_mass
-    int32_t  n_free     = 0;
+    uint32_t first_free     = 0; // slots nobody holds: a list through slot_mass
+    int32_t  n_free         = 0;
     uint32_t first_free_row = 0; // rows of a pool that nobody has: a list through row_mass
     int32_t  n_free_rows    = 0;
-    int32_t  n_refined  = 0;
-    int32_t  n_exact    = 0;
-    int64_t  demotions  = 0;         // rows dropped from a pool included
-    double   mass[3]    = {0, 0, 0}; // attention mass on exact, refined and base rows
-    int32_t  mean_count = 0;         // keys in the running sum for the next block's mean
-    int64_t  n_queries  = 0;         // in query_sums
-    bool     settled    = false;     // whether keys are balanced is decided: by the first micro-batch
-    bool     balanced   = false;     // they are
+    int32_t  n_refined      = 0;
+    int32_t  n_exact        = 0;
+    int64_t  demotions      = 0;         // rows dropped from a pool included
+    double   mass[3]        = {0, 0, 0}; // attention mass on exact, refined and base rows
+    int32_t  mean_count     = 0;         // keys in the running sum for the next block's mean
+    int64_t  n_queries      = 0;         // in query_sums
+    bool     settled        = false;     // whether keys are balanced is decided: by the first micro-batch
+    bool     balanced       = false;     // they are
 };
 
 // One KV head of one layer and stream, with everything that belongs to it.

@@ -19,11 +19,11 @@ struct Commit {
     int           n_place; // above every row that the tokens may get
     const float * mass;    // [n_mass] attention mass that fell on each row in this micro-batch, or null: not measured
     int           n_mass;
-    float         mass_scale;       // what it counts, measured on a sample of the queries
-    const float * most  = nullptr;  // [n_mass] the most that one query gave each row, or null: the policy does not read it
-    const float * drawn = nullptr;  // [n] what the tokens drew themselves: of `most`, or of mass, scaled; null: not measured
-    int           n_queries = 0;    // of the micro-batch; commit_rows sees to it, and to what follows
-    const int *   rows  = nullptr;  // [n] of the tokens, where that is decided: their cells, or rows of a pool
+    float         mass_scale;          // what it counts, measured on a sample of the queries
+    const float * most      = nullptr; // [n_mass] the most that one query gave each row, or null: the policy does not read it
+    const float * drawn     = nullptr; // [n] what the tokens drew themselves: of `most`, or of mass, scaled; null: not measured
+    int           n_queries = 0;       // of the micro-batch; commit_rows sees to it, and to what follows
+    const int *   rows      = nullptr; // [n] of the tokens, where that is decided: their cells, or rows of a pool
 };
 
 void commit_rows(Cache & cache, const Commit & commit);

@@ -62,15 +62,15 @@ void ask_policy(Cache & cache, const Commit & c, std::vector<Candidate> & rows) 
         mass[i] = rows[i].mass;
         norm[i] = rows[i].value_norm;
     }
-    const mikv_policy_query query = {cache.layer_number(c.index),
-                                     c.head,
-                                     n,
-                                     cache.cells(c.stream).now(),
-                                     cell.data(),
-                                     born.data(),
-                                     mass.data(),
-                                     norm.data()};
-    const PolicyChoice & choice = cache.policy();
+    const mikv_policy_query query  = {cache.layer_number(c.index),
+                                      c.head,
+                                      n,
+                                      cache.cells(c.stream).now(),
+                                      cell.data(),
+                                      born.data(),
+                                      mass.data(),
+                                      norm.data()};
+    const PolicyChoice &    choice = cache.policy();
     choice.policy->rank(choice.policy->user, &query, priority.data());
     for (int i = 0; i < n; i++) {
         const float p    = choice.by_value ? priority[i] * norm[i] : priority[i];

@@ -16,11 +16,11 @@ void share_mass(const double mass[3], double * exact, double * refined, double *
 int refined_bits_of(const HeadShape & l) { return l.exact_slots ? exact_bits : l.k.refined_bits; }
 
 int64_t used_bytes(const Head & head, int64_t n_rows) {
-    const HeadView & h      = head.view;
-    const int64_t    map    = int64_t(sizeof(uint32_t) + sizeof(float)), halves = int64_t(sizeof(uint16_t) * (h.k.dim + h.v.dim));
-    const int64_t    packed = int64_t(h.k.base_bytes() + h.v.base_bytes() + sizeof(uint16_t) * (h.k.n_groups() + h.v.n_groups()));
-    const int64_t    base   = (h.has_base() ? packed : 0) + (h.pooled ? map : 0);
-    const int64_t    refined =
+    const HeadView & h   = head.view;
+    const int64_t    map = int64_t(sizeof(uint32_t) + sizeof(float)), halves = int64_t(sizeof(uint16_t) * (h.k.dim + h.v.dim));
+    const int64_t packed = int64_t(h.k.base_bytes() + h.v.base_bytes() + sizeof(uint16_t) * (h.k.n_groups() + h.v.n_groups()));
+    const int64_t base   = (h.has_base() ? packed : 0) + (h.pooled ? map : 0);
+    const int64_t refined =
         h.k.refinement_bytes() + h.v.refinement_bytes() + (h.exact_slots ? halves : 0) + (h.whole() ? 0 : map);
     const int64_t exact = halves + int64_t(sizeof(uint32_t));
     return n_rows * base + head.state.n_refined * refined + head.state.n_exact * exact;
@@ -38,8 +38,8 @@ LayerSums sum_layer(Cache & cache, int index) {
     for (int stream = 0; stream < cache.shape().n_stream; stream++) {
         const int64_t n_held = cache.cells(stream).n_held();
         for (int h = 0; h < cache.shape().n_head_kv; h++) {
-            const Head        head  = cache.head(index, stream, h);
-            const HeadState & state = head.state;
+            const Head        head   = cache.head(index, stream, h);
+            const HeadState & state  = head.state;
             const int64_t     n_rows = head.view.pooled ? head.view.n_cells - state.n_free_rows : n_held;
             sums.rows += n_rows;
             sums.dropped += n_held - n_rows;

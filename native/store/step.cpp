@@ -26,8 +26,7 @@ Columns columns_of(const Cache & cache, const StepShape & shape) {
 } // namespace
 
 Step::Step(Cache & cache, const StepShape & shape, int n_threads)
-    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), columns_(columns_of(cache, shape)),
-      reach_(columns_.n) {
+    : cache_(cache), shape_(shape), n_threads_(std::max(1, n_threads)), columns_(columns_of(cache, shape)), reach_(columns_.n) {
     for (int i = 0; i < n_heads(); i++) {
         heads_.push_back(
             cache.head(shape.index, shape.first_stream + i / cache.shape().n_head_kv, i % cache.shape().n_head_kv));
@@ -147,7 +146,7 @@ QueryRows Step::over_columns(QueryRows rows, int stream, int head, CellRange col
         const int  column = columns.first + i, token = columns_.token(column);
         const bool held = column < view.n_cells && view.row_cell[column] != free_slot &&
                           !(shape_.staged && table.staged()[view.row_cell[column]] >= 0); // else somebody else's from now on
-        cells[i]        = token >= 0 ? uint32_t(ids[token] % cache_.shape().n_cells) : held ? view.row_cell[column] : free_slot;
+        cells[i] = token >= 0 ? uint32_t(ids[token] % cache_.shape().n_cells) : held ? view.row_cell[column] : free_slot;
     }
     memory.resize(size_t(rows.n_tokens) * width);
     for (int t = 0; t < rows.n_tokens; t++) {

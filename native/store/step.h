@@ -89,23 +89,23 @@ private:
     void             add_queries(int stream, int head) const;
     QueryRows        gather(int stream, int head, int first_token, int n_tokens, float * q, float * slope) const;
     // With the mask of these columns, where they are not the cells; memory keeps it.
-    QueryRows        over_columns(QueryRows rows, int stream, int head, CellRange columns, std::vector<uint16_t> & memory) const;
-    bool             own_waiting() const { return columns_.pooled || !shape_.staged; }
-    const Head &     head_of(int stream, int head) const { return heads_[size_t(stream) * cache_.shape().n_head_kv + head]; }
-    Transform        key_transform(int stream, int head) const;
-    StagedRows       staged_rows(int stream, int head) const;
-    CellIndex        cell_index(int stream, int head) const;
-    CellRange        chunk_cells(int chunk) const;
-    void             index_chunk(int head_item, CellRange cells);
-    void             attend_chunk(int head_item, int chunk);
-    void             attend_block(int head_item, int block);
-    void             merge_chunks(int head_item);
-    void             write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
-                               float * final_l) const;
-    void             commit_staged(int head_item);
-    int              seen_cells() const;
-    void             attend_item(int item);
-    void             end_head(int head_item);
+    QueryRows    over_columns(QueryRows rows, int stream, int head, CellRange columns, std::vector<uint16_t> & memory) const;
+    bool         own_waiting() const { return columns_.pooled || !shape_.staged; }
+    const Head & head_of(int stream, int head) const { return heads_[size_t(stream) * cache_.shape().n_head_kv + head]; }
+    Transform    key_transform(int stream, int head) const;
+    StagedRows   staged_rows(int stream, int head) const;
+    CellIndex    cell_index(int stream, int head) const;
+    CellRange    chunk_cells(int chunk) const;
+    void         index_chunk(int head_item, CellRange cells);
+    void         attend_chunk(int head_item, int chunk);
+    void         attend_block(int head_item, int block);
+    void         merge_chunks(int head_item);
+    void         write_out(int stream, int query_head, int token, float m, float l, const float * acc, float * final_m,
+                           float * final_l) const;
+    void         commit_staged(int head_item);
+    int          seen_cells() const;
+    void         attend_item(int item);
+    void         end_head(int head_item);
 
     Cache &         cache_;
     StepShape       shape_;

@@ -87,8 +87,8 @@ void Step::commit_staged(int head_item) {
         const int column = columns_.pooled ? columns_.first_token + t : cells[t];
         drawn[t]         = column >= reach_ ? 0.0f : most ? most[column] : mass[column] * scale;
     }
-    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v, rows.k_stride,
-                         rows.v_stride, place, end, mass, reach_, scale, most, drawn.data()});
+    commit_rows(cache_, {shape_.index, shape_.first_stream + stream, h, cells.data(), shape_.n_tokens, rows.k, rows.v,
+                         rows.k_stride, rows.v_stride, place, end, mass, reach_, scale, most, drawn.data()});
 }
 
 // The micro-batch's queries of all query heads of a KV head, into what is known of the queries.

@@ -57,8 +57,8 @@ void adopt_places(Head & head, const CellTable & table, const std::vector<int> &
 
 // Rows of a pool for the tokens that are being loaded: those that have none yet, but for rows of zeros, which is how a dropped token reads. If not
 // all fit, sinks and the last ones. Their places are then the base's, until adopt_places.
-void adopt_rows(Head & head, const CellTable & table, int first_cell, const std::vector<float> & rows, std::vector<int> & row_of,
-                std::vector<int32_t> & place) {
+void adopt_rows(Head & head, const CellTable & table, int first_cell, const std::vector<float> & rows,
+                std::vector<int> & row_of, std::vector<int32_t> & place) {
     const int        n = int(row_of.size()), dim = int(rows.size() / row_of.size());
     std::vector<int> wanted;
     for (int i = 0; i < n; i++) {

@@ -23,11 +23,19 @@ def test_presets_are_what_the_readme_says() -> None:
         "mikv-safe": (4, 3, 6, 0.19, "normalized"),
         "mikv-2bit": (2, 2, 8, 0.20, "h2o"),
         "paper": (2, 2, 8, 0.20, "h2o"),
+        "streaming": (2, 2, 16, 1.0, "recent"),
+        "h2o": (2, 2, 16, 1.0, "h2o"),
+        "snapkv": (2, 2, 16, 1.0, "snapkv"),
+        "pyramidkv": (2, 2, 16, 1.0, "snapkv"),
+        "qpruning": (2, 2, 4, 1.0, "snapkv"),
+        "zipcache": (2, 2, 4, 0.6, "probes"),
         "sinks": (4, 4, 8, 0.0, "recent"),
         "q8": (4, 4, 8, 1.0, "normalized"),
     }
     paper = PRESETS["paper"]
-    others = [c for c in PRESETS.values() if c is not paper]
+    pools = {name for name, c in PRESETS.items() if c.is_pool}
+    assert pools == {"streaming", "h2o", "snapkv", "pyramidkv", "qpruning"}
+    others = [c for name, c in PRESETS.items() if name not in pools | {"paper", "zipcache"}]
     assert all((c.sinks, c.window, c.recent_share, c.center_keys, c.budget) == (4, 64, 0, True, None) for c in others)
     assert all((c.rotate, c.balance, c.end_points, c.group, c.protect) == (True, "off", False, 0, True) for c in others)
     assert (paper.sinks, paper.window, paper.recent_share, paper.center_keys, paper.budget) == (0, 0, 0.5, False, None)
@@ -55,7 +63,11 @@ def test_frozen() -> None:
         ({"v_bits": 1}, ["v_bits=1", "2, 3, 4"]),
         ({"k_bits": 3.0}, ["k_bits=3.0"]),
         ({"k_bits": True}, ["k_bits=True"]),
-        ({"refined_bits": 7}, ["refined_bits=7", "4, 5, 6, 8"]),
+        ({"refined_bits": 7}, ["refined_bits=7", "2, 3, 4, 5, 6, 8, 16"]),
+        ({"rows": 0}, ["rows=0", "share of the context"]),
+        ({"rows": float("nan")}, ["rows=nan"]),
+        ({"rows": True}, ["rows=True"]),
+        ({"rows": 0.5, "spread": "ends"}, ["spread='ends'", "uniform, pyramid"]),
         ({"refined_share": 1.5}, ["refined_share=1.5", "between 0 and 1"]),
         ({"refined_share": float("nan")}, ["refined_share=nan"]),
         ({"refined_share": "0.3"}, ["refined_share='0.3'"]),
@@ -81,7 +93,7 @@ def test_impossible_values_are_named_with_the_remedy(fields: dict[str, Any], wor
 
 def test_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, mikv-2bit, paper, sinks, q8"
+        ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, mikv-2bit, paper, streaming, "
     ):
         KVConfig.preset("best")
 
@@ -122,12 +134,14 @@ def test_any_text_is_a_budget_or_a_config_error(text: str) -> None:
         assert parse_budget(text).of(10**6) >= 0
 
 
-@pytest.mark.parametrize("layers", ["", "0:k4v4r8s0.5", "3.1:s0.1,29:v3", "0:s1,1:s0,2:s.5"])
+@pytest.mark.parametrize("layers", ["", "0:k4v4r8s0.5", "3.1:s0.1,29:v3", "0:s1,1:s0,2:s.5", "0:r16,1:p1.95,2.0:p0.05"])
 def test_layers_are_rows_of_choices(layers: str) -> None:
     assert KVConfig(layers=layers).layers == layers
 
 
-@pytest.mark.parametrize("layers", ["0", "0:", "0:k5", "0:r7", "x:k4", "0:k4 1:k4", "0:k4,", "0:s1.5", "-1:k4"])
+@pytest.mark.parametrize(
+    "layers", ["0", "0:", "0:k5", "0:r7", "x:k4", "0:k4 1:k4", "0:k4,", "0:s1.5", "-1:k4", "0:rk16", "0:p"]
+)
 def test_layers_that_cannot_be_read_are_refused(layers: str) -> None:
     with pytest.raises(ConfigError, match=re.escape("0:k4v4r8s0.5")):
         KVConfig(layers=layers)

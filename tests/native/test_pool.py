@@ -114,7 +114,9 @@ def test_a_state_comes_back_as_it_was_read(config):
         rows = [cache.read(0, value, 0, 0, 133) for value in (0, 1)]
         for value in (0, 1):
             other.write(0, value, 0, 0, rows[value])
-        assert np.array_equal(other.precision(0, 0) > 0, cache.precision(0, 0) > 0), "a dropped token came back, or a kept one did not"
+        assert np.array_equal(other.precision(0, 0) > 0, cache.precision(0, 0) > 0), (
+            "a dropped token came back, or a kept one did not"
+        )
         sinks = other.precision(0, 0) == 16
         back = other.read(0, 1, 0, 0, 133)
         assert np.array_equal(back[sinks.T[:133]], rows[1][sinks.T[:133]])
