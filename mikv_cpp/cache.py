@@ -55,7 +55,8 @@ class KVStats:
         tokens_refined: at refined_bits.
         tokens_base: at k_bits and v_bits.
         tokens_dropped: those that a pool has no rows for.
-        demotions: rows (token, layer, KV head) that lost their refinement, or were dropped, since the cache was made or cleared.
+        demotions: rows (token, layer, KV head) that lost their refinement, or were dropped, since the cache was made or
+            cleared.
         mass_exact: share of attention that fell on exact tokens since then; with the next two it adds up to 1 (0 before
             any attention was measured).
         mass_refined: the same for refined tokens.

@@ -87,9 +87,9 @@ class KVConfig:
         refined_bits: bits of a refined token, keys and values, 2, 3, 4, 5, 6, 8 or 16 (f16); not below k_bits and v_bits.
         refined_share: share of the cache's cells that may be refined, 0 to 1; 0 leaves just what sinks and window need.
             With a pool (rows), of the rows kept. Without one, not used when there is a budget.
-        rows: tokens that each KV head keeps: up to 1 a share of the cells (1: all), above that a number. The others are dropped for
-            good, chosen by the policy, sinks and window never; with a budget, rows below 1 say that there is a pool, and the budget
-            how large it is.
+        rows: tokens that each KV head keeps: up to 1 a share of the cells (1: all), above that a number. The others are
+            dropped for good, chosen by the policy, sinks and window never; with a budget, rows below 1 say that there is a
+            pool, and the budget how large it is.
         policy: who is refined when not all can be: one of POLICIES, or a name given to `register_policy`; with "*v" behind
             it ("h2o*v"), its priority times the norm of the value decides.
         sinks: first tokens of a sequence, kept exact (f16), 0 to 64.
@@ -107,11 +107,11 @@ class KVConfig:
             more than window.
         layers: what some layers do otherwise, as rows LAYER[.HEAD]:CHOICES with commas between them; CHOICES are any of kBITS,
             vBITS, rBITS (or rkBITS and rvBITS, of keys and values alone), sSHARE and, of a pool, pTIMES (as many rows):
-            "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are proportions, but a share of 1 is kept.
-            `python -m mikv_cpp.calibrate` measures such a table for a model.
-        spread: how refined tokens, or the rows of a pool, are spread over the layers: "uniform", "pyramid" (fewer from layer to layer) or
-            "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With a budget,
-            these are proportions, as there.
+            "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are proportions, but a share of 1
+            is kept. `python -m mikv_cpp.calibrate` measures such a table for a model.
+        spread: how refined tokens, or the rows of a pool, are spread over the layers: "uniform", "pyramid" (fewer from layer
+            to layer) or "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With
+            a budget, these are proportions, as there.
         protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
             refined_share of the others is lowered so that the cache grows no larger by it.
         budget: bytes the whole cache may take: None, "25%" of the f16 cache, "1.5GiB", "800MB", or a number of bytes.

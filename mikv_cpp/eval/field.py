@@ -85,7 +85,9 @@ def entries_of(specs: Sequence[CacheSpec], bits: Sequence[float]) -> list[Entry]
     """Every method at every number of bits."""
     entries = [Entry(spec.name, spec) for spec in specs if spec.config is None and spec.name != F16]
     for spec in specs:
-        for one in bits if spec.config is not None else ():
+        if spec.config is None:
+            continue
+        for one in bits:
             config = dataclasses.replace(spec.config, budget=f"{100 * one / 16:.4f}%")
             entries.append(Entry(spec.name, CacheSpec(f"{spec.name}@{one:g}", config)))
     return entries
@@ -99,7 +101,7 @@ def within_budget(models: Models, entries: Sequence[Entry], n_ctx: int) -> tuple
             if entry.spec.config is not None:
                 plan_cache(native_library(), models.file, entry.spec.config, n_ctx)
             kept.append(entry)
-        except BudgetError as error:
+        except BudgetError as error:  # noqa: PERF203 - each entry has its own
             left_out.append({"cache": entry.spec.name, "reason": str(error)})
     return kept, left_out
 
@@ -115,7 +117,7 @@ def ask(models: Models, args: argparse.Namespace, entries: Sequence[Entry], arch
 
 
 def speed(models: Models, args: argparse.Namespace, spec: CacheSpec, archive: Archive) -> float:
-    """Tokens per second of decoding one at a time behind args.depth tokens, the median of BURSTS timings; kept in the archive."""
+    """Tokens per second, decoded one at a time behind args.depth tokens: the median of BURSTS timings, kept in the archive."""
     key = {
         "model": identify_model(models.file.path),
         "cache": identify_cache(spec),
@@ -174,7 +176,8 @@ def table(result: dict[str, Any]) -> str:
     """The result as a table for people."""
     width = max(24, *(len(row["cache"]) + 2 for row in result["rows"]))
     lines_of = [
-        f"{'cache':<{width}}{'bits':>7}{'size':>12}{'mean KL':>11}{'+-':>9}{'99.9 %':>10}{'same top':>10}{'lines':>9}{'tok/s':>9}"
+        f"{'cache':<{width}}{'bits':>7}{'size':>12}{'mean KL':>11}{'+-':>9}{'99.9 %':>10}"
+        f"{'same top':>10}{'lines':>9}{'tok/s':>9}"
     ]
     for row in result["rows"]:
         right = "-" if row["right"] is None else f"{row['right']}/{result['n_prompts']}"

@@ -15,8 +15,8 @@ def coded_bits(bits: int, group: int) -> float:
 def published_bits(config: KVConfig, head_dim: int) -> float:
     """Mean bits per value of all tokens, as MiKV's Table 3 (arXiv 2402.18096) and quantized pruning (2412.12706) count them.
 
-    Important tokens at refined_bits alone, retained ones at the base's, dropped ones at none; no maps, scores, balancer, sinks or
-    staging. A number of rows (above 1) is no share, and is not known here: such a config counts as one row a token.
+    Important tokens at refined_bits alone, retained ones at the base's, dropped ones at none; no maps, scores, balancer,
+    sinks or staging. A number of rows (above 1) is no share, and is not known here: such a config counts as one row a token.
     """
     group = head_dim // 2 if config.group == HALF else int(config.group) or 64
     base = (coded_bits(config.k_bits, group) + coded_bits(config.v_bits, group)) / 2

@@ -185,7 +185,7 @@ def _of_share(config: KVConfig, share: float) -> KVConfig:
 
 
 def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> float:
-    """The largest share (see _of_share), in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of the f16 cache."""
+    """The largest share (see _of_share), in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of f16."""
     assert config.budget is not None
     f16_share = parse_budget(config.budget).share or 0.0
     if config.spread == "uniform":

@@ -422,7 +422,7 @@ class ReferenceCache:
             cells.born[cell] = cells.now
         cells.seen[new] = cells.batch
         for h, head in enumerate(self.heads[layer][stream]):
-            present = self._admit_written(head, cells, fresh, new, rows[:, h])
+            present = self._admit_written(head, fresh, new, rows[:, h])
             for cell in present[np.isin(present, new)]:
                 slot = first_true(head.slot_cell == NOBODY)
                 if slot is not None:
@@ -430,7 +430,7 @@ class ReferenceCache:
             for cell in present:
                 head.rewrite(int(cell), value, rows[cell - first_cell, h])
 
-    def _admit_written(self, head: Head, cells: Cells, fresh: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _admit_written(self, head: Head, fresh: np.ndarray, new: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The written cells whose rows are there. Of a pool: rows of zeros are dropped tokens'; of the others the last fit."""
         if is_pool(self.config, self.shape):
             wanted = [cell for cell in new if rows[cell - fresh[0]].any()]
