@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure the caches on one model and some texts, and write docs/quality.md: every number in it comes from here.
+"""Measure the caches on one model and some texts, and write docs/quality.md and docs/quality.svg, which hold nothing else.
 
     scripts/quality.py model.gguf --text a.txt --text b.txt -c 2048 --chunks 2
 
 Results are added to docs/quality.json, one entry for each model; --render only writes the page anew. Options that are not named
-here go to `python -m mikv_cpp.eval ladder`, which --keep FOLDER makes resumable.
+here go to `python -m mikv_cpp.eval ladder`, which --keep FOLDER makes resumable. Needs the extra `plots`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mikv_cpp.eval import plot
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-RESULTS, PAGE = DOCS / "quality.json", DOCS / "quality.md"
+RESULTS, PAGE, PICTURE = DOCS / "quality.json", DOCS / "quality.md", DOCS / "quality.svg"
+PICTURED = "SmolLM2-135M-Instruct.Q4_1"
 CACHES = "q8_0,q5_0,q4_0,mikv-tight,mikv,mikv:random,mikv-safe,mikv-2bit,mikv-2bit:random,paper"
 
 #: What is compared with what: a cache, another one, and the largest ratio of their divergences that we aim at.
@@ -110,6 +113,9 @@ def main() -> int:
             parser.error("name a model and at least one --text, or give --render")
         results[Path(args.model).stem] = measure(args.model, args.text, options)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if PICTURED in results:
+        entry = results[PICTURED]
+        plot.draw(entry["rows"], f"{PICTURED}, {len(entry['texts'])} texts", [str(PICTURE)])
     PAGE.write_text("\n".join([HEAD, *(section(name, results[name]) for name in sorted(results))]), encoding="utf-8")
     return 0
 
