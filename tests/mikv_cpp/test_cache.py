@@ -22,7 +22,7 @@ class FakeLibrary:
 
     def stats(self, cache: int) -> dict[str, Any]:
         n = SHAPES[cache].n_layer
-        rows = {"rows_exact": 2 * n, "rows_refined": 4 * n, "rows_base": 4 * n}
+        rows = {"rows_exact": 2 * n, "rows_refined": 4 * n, "rows_base": 4 * n, "rows_dropped": 3 * n}
         mass = {"mass_exact": 0.5, "mass_refined": 0.3, "mass_base": 0.2} if cache == 7 else dict.fromkeys(
             ("mass_exact", "mass_refined", "mass_base"), 0.0
         )  # fmt: skip
@@ -69,6 +69,7 @@ def test_stats_of_several_caches_add_up(kv: KVCache) -> None:
     assert stats.bits_per_value == 4.0
     assert (stats.tokens, stats.tokens_exact, stats.tokens_refined, stats.tokens_base) == (5, 1.0, 2.0, 2.0)
     assert stats.demotions == 3
+    assert stats.tokens_dropped == 1.5
     assert (stats.mass_exact, stats.mass_refined, stats.mass_base) == (0.5, 0.3, 0.2)  # of the cache that measured any
     assert stats.note == "the second cache was passed through"
     assert kv.bytes_scratch == 14

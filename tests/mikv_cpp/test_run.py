@@ -20,7 +20,8 @@ Writer = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 KV_FIELDS = {
     "bytes_total", "bytes_f16", "bytes_base", "bytes_refined", "bytes_metadata", "bytes_staging", "bytes_used",
-    "bytes_used_f16", "bits_per_value", "tokens", "tokens_exact", "tokens_refined", "tokens_base", "demotions",
+    "bytes_used_f16", "bits_per_value", "tokens", "tokens_exact", "tokens_refined", "tokens_base", "tokens_dropped",
+    "demotions",
     "mass_exact", "mass_refined", "mass_base", "by_layer", "note",
 }  # fmt: skip
 
@@ -135,10 +136,10 @@ def test_the_default_model_is_used_when_none_is_named(run: Run, smollm: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--kv", "best"], ["'best'", "mikv, mikv-tight, mikv-safe, mikv-2bit, paper, sinks, q8"]),
+        (["--kv", "best"], ["'best'", "mikv, mikv-tight, mikv-safe, mikv-2bit, paper, "]),
         (["--policy", "best"], ["'best'", "h2o, normalized, snapkv"]),
         (["--k-bits", "5"], ["k_bits=5", "2, 3, 4"]),
-        (["--refined-bits", "3"], ["refined_bits=3", "4, 5, 6, 8"]),
+        (["--refined-bits", "7"], ["refined_bits=7", "4, 5, 6, 8, 16"]),
         (["--budget", "much"], ["'much'", "25%"]),
         (["--budget", "3%"], ["'3%'", "the smallest that works"]),
         (["--budget", "30%", "--refined-share", "0.1"], ["--budget and --refined-share"]),
