@@ -153,6 +153,9 @@ CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::v
         const int    most   = int(std::lround(std::min(wanted, double(s.n_cells))));
         layout.heads.push_back(layout_with(c, s, choice, s.n_cells, std::max(most, least_slots(c, s))));
     }
+    for (const HeadLayout & head : layout.heads) {
+        layout.n_blocks = std::max(layout.n_blocks, head.n_blocks());
+    }
     return layout;
 }
 
@@ -246,14 +249,6 @@ size_t CacheLayout::layer_bytes(int index) const {
         sum += at(index, head).total_bytes();
     }
     return sum;
-}
-
-int CacheLayout::n_blocks() const {
-    int most = 0;
-    for (const HeadLayout & head : heads) {
-        most = std::max(most, head.n_blocks());
-    }
-    return most;
 }
 
 int CacheLayout::n_rows(int index) const {

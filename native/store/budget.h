@@ -19,11 +19,11 @@ struct CacheLayout {
     int                     n_head_kv    = 0;
     int                     balancer_dim = 0;     // values of each head's channel balancer; 0: none
     bool                    query_sums   = false; // the policy reads the queries
+    int                     n_blocks     = 0;     // blocks of the head that has most
     std::vector<HeadLayout> heads;                // [n_layer][n_head_kv]
 
     const HeadLayout & at(int index, int head) const { return heads[size_t(index) * n_head_kv + head]; }
     size_t             layer_bytes(int index) const; // all heads of one stream
-    int                n_blocks() const;             // blocks of the head that has most
     int                n_rows(int index) const;      // rows of the layer's head that has most
 };
 

@@ -39,7 +39,7 @@ int64_t planned_bytes(const CacheLayout & layout, const mikv_shape & s) {
     const int n_batch = std::min(staging_tokens, s.n_cells);
     int64_t   heads   = 0;
     for (const HeadLayout & head : layout.heads) {
-        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums, layout.n_blocks())) +
+        heads += int64_t(head.total_bytes() + state_bytes(head, layout.query_sums, layout.n_blocks)) +
                  int64_t(sizeof(uint16_t)) * layout.balancer_dim;
     }
     return heads * s.n_stream + int64_t(s.n_stream * CellTable::bytes(size_t(s.n_cells), size_t(n_batch))) +
@@ -147,7 +147,7 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     cache->states_.resize(heads);
     cache->mean_sums_.resize(heads * size_t(layout.heads.front().k.dim));
     cache->balancers_.resize(heads * size_t(layout.balancer_dim));
-    cache->has_mean_.resize(heads * size_t(layout.n_blocks()));
+    cache->has_mean_.resize(heads * size_t(layout.n_blocks));
     cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(layout.heads.front().k.dim) : 0);
     for (int i = 0; i < shape.n_stream; i++) {
         cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
@@ -168,7 +168,7 @@ Head Cache::head(int index, int stream, int h) {
     return {view_head(layout, memory_[index]->data() + offset),
             states_[i],
             mean_sums_.data() + size_t(i) * layout.k.dim,
-            has_mean_.data() + size_t(i) * layout_.n_blocks(),
+            has_mean_.data() + size_t(i) * layout_.n_blocks,
             layout_.query_sums ? query_sums_.data() + 2 * size_t(i) * layout.k.dim : nullptr,
             layout_.balancer_dim ? balancers_.data() + size_t(i) * layout_.balancer_dim : nullptr};
 }

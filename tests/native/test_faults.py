@@ -248,20 +248,16 @@ class NoWindow(ReferenceCache):
 class EternalRows(ReferenceCache):
     """Cells that nobody sees any more count as seen."""
 
-    def _rank(self, layer, h, cells, candidates, mass, norms):
+    def _rank(self, layer, h, cells, *rest):
         cells.seen[:] = cells.batch
-        return super()._rank(layer, h, cells, candidates, mass, norms)
+        return super()._rank(layer, h, cells, *rest)
 
 
 class EagerDemotion(ReferenceCache):
     """Only half of the pool is used."""
 
-    def _rank(self, layer, h, cells, candidates, mass, norms):
-        whole, self.n_slots = self.n_slots, self.n_slots // 2
-        try:
-            return super()._rank(layer, h, cells, candidates, mass, norms)
-        finally:
-            self.n_slots = whole
+    def _rank(self, *query):
+        return super()._rank(*query[:-1], query[-1] // 2)
 
 
 class LeakingSinks(ReferenceCache):
@@ -328,10 +324,10 @@ def test_a_broken_policy_fails(name, monkeypatch):
     config, batches = replace(TIERS, sinks=0, window=0, policy=known), [1] * 50 + [4, 1, 2] * 5
 
     class Ranked(ReferenceCache):
-        def _rank(self, layer, h, cells, candidates, mass, norms):
+        def _rank(self, *query):
             with monkeypatch.context() as patch:
                 patch.setitem(policy.POLICIES, known.split(policy.BY_VALUE)[0], broken)
-                return super()._rank(layer, h, cells, candidates, mass, norms)
+                return super()._rank(*query)
 
     right = ReferenceCache(config, POOL)
     check_policy(Diary(right, Scene(POOL)), known, batches, right.n_slots)
