@@ -138,7 +138,6 @@ def test_too_small_a_budget_is_refused_with_the_least_that_does():
         ":k4",
         "1:k5",
         "1:r7",
-        "1:r7",
         "1:rk7",
         "1:rq4",
         "1:rv1",
