@@ -24,7 +24,7 @@ from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError
 
 _LOG = logging.getLogger("mikv_cpp")
 _LIBRARY_NAMES = {"win32": ("ggml-mikv.dll", "libggml-mikv.dll"), "darwin": ("libggml-mikv.so", "libggml-mikv.dylib")}
-_REBUILD = "reinstall mikv-cpp (`pip install --force-reinstall --no-deps mikv-cpp`), or set MIKV_LIBRARY to the built file"
+_REBUILD = "reinstall mikv-cpp (in its sources: `pip install --force-reinstall --no-deps .`), or set MIKV_LIBRARY to the file"
 
 
 @dataclass(frozen=True)

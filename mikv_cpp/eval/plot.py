@@ -26,7 +26,7 @@ def check(paths: Sequence[str]) -> None:
         if not path.parent.is_dir():
             raise ConfigError(f"--plot {str(path)!r} is in a folder that does not exist: make it first")
     if paths and not has_matplotlib():
-        raise MikvError('--plot needs matplotlib, which is not installed: pip install "mikv-cpp[plots]"')
+        raise MikvError("--plot needs matplotlib, which is not installed: pip install matplotlib")
 
 
 def has_matplotlib() -> bool:

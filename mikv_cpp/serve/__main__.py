@@ -120,7 +120,7 @@ def _check_extra() -> None:
 
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
-        raise ConfigError(f"the server needs {', '.join(missing)}: pip install 'mikv-cpp[serve]'")
+        raise ConfigError(f"the server needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -24,7 +24,7 @@ def save_plot(path: str, shot: Snapshot, stats: KVStats, title: str) -> None:
     try:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'mikv-cpp[plots]'") from error
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(11, 9), layout="constrained")
     above, middle, below = figure.subplots(3, 1, height_ratios=[5, 2, 2])
     figure.suptitle(title)

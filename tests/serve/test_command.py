@@ -93,7 +93,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
 
     monkeypatch.setattr(util, "find_spec", find)
     assert command.main([]) == 2
-    assert capfd.readouterr().err == "error: the server needs sse_starlette: pip install 'mikv-cpp[serve]'\n"
+    assert capfd.readouterr().err == "error: the server needs sse_starlette: pip install sse_starlette\n"
 
 
 def test_every_option_says_what_it_is() -> None:
