@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from served import ENDLESS
 
 from mikv_cpp.serve import __main__ as command
 
@@ -37,7 +38,7 @@ def test_ctrl_c(python: str, python_environment: dict[str, str], tiny_model: Wri
             except httpx.ConnectError:
                 assert time.monotonic() < until
         if busy:
-            body = {"prompt": "x", "max_tokens": 450, "stream": True, "logit_bias": {"258": -100}}
+            body = {"prompt": "x", "max_tokens": 450, "stream": True, "logit_bias": ENDLESS}
             with httpx.stream("POST", url + "/v1/completions", json=body) as stream:
                 lines = stream.iter_lines()
                 next(lines)

@@ -12,12 +12,11 @@ from typing import Any
 
 import openai
 import pytest
-from served import Served, Start
+from served import ENDLESS, Served, Start
 
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY: dict[str, Any] = {"model": "m", "temperature": 0}
 ASCII = {str(token): -100 for token in range(128, 256)}  # a token of the tiny model is a byte, and it knows nothing of UTF-8
-ENDLESS = {"258": -100}
 
 
 def test_chat(server: Served) -> None:
@@ -179,10 +178,9 @@ def test_cancel_frees_the_model(serve: Start) -> None:
     server = serve()
     server.slow_down()
     client = server.client()
-    stream = client.chat.completions.create(messages=HELLO, max_tokens=900, stream=True, logit_bias=ENDLESS, **GREEDY)
-    for _, _chunk in zip(range(3), stream):
-        pass
-    stream.close()
+    with client.chat.completions.create(messages=HELLO, max_tokens=900, stream=True, logit_bias=ENDLESS, **GREEDY) as stream:
+        for _, _chunk in zip(range(3), stream):
+            pass
     server.wait_idle()
     generated = server.llm.usage.generated
     assert 2 <= generated < 900  # the first piece says whose turn it is

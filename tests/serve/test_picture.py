@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served import Served, Start
+from served import ENDLESS, Served, Start
 
 from mikv_cpp import KVConfig
 from mikv_cpp.serve.picture import Window, picture
@@ -19,7 +19,7 @@ WAVE = KVConfig(k_bits=2, v_bits=2, refined_bits=6, refined_share=0.1, sinks=4, 
 @pytest.fixture
 def filled(serve: Start) -> Served:
     served = serve(kv=WAVE)
-    served.http().post("/v1/completions", json={"prompt": "waves" * 60, "max_tokens": 4, "logit_bias": {"258": -100}})
+    served.http().post("/v1/completions", json={"prompt": "waves" * 60, "max_tokens": 4, "logit_bias": ENDLESS})
     return served
 
 
@@ -86,15 +86,14 @@ def test_while_an_answer_is_made(serve: Start) -> None:
     served = serve()
     served.slow_down()
     http = served.http()
-    body = {"model": "m", "prompt": "x", "max_tokens": 1000, "stream": True, "logit_bias": {"258": -100}}
-    stream = served.client().completions.create(**body)
-    next(iter(stream))
+    body = {"model": "m", "prompt": "x", "max_tokens": 1000, "stream": True, "logit_bias": ENDLESS}
     seen = []
-    for _ in range(3):
-        shown = http.get("/kv").json()
-        seen.append((shown["tokens"], shown["busy"]))
-        time.sleep(0.01)
-    stream.close()
+    with served.client().completions.create(**body) as stream:
+        next(iter(stream))
+        for _ in range(3):
+            shown = http.get("/kv").json()
+            seen.append((shown["tokens"], shown["busy"]))
+            time.sleep(0.01)
     assert seen[0][1]
     assert seen[0][0] < seen[-1][0]
 
