@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _BIAS = re.compile(r"blk\.\d+\.attn_[qk]\.bias")
 _FLOATS: dict[int, type[Any]] = {0: np.float32, 1: np.float16}  # ggml's types
+_WINDOWED = {"gemma2": 2, "gemma3": 6}  # of so many layers all but the last have a sliding window, if the file does not say
 _LONGEST_KEPT_ARRAY = 4096  # per-layer arrays are kept, vocabularies are skipped
 
 
@@ -85,19 +86,35 @@ class ModelFile:
         return int(self._arch_field("attention.sliding_window", 0))
 
     @property
+    def windowed_layers(self) -> Optional[list[bool]]:
+        """Of each layer whether it has the sliding window; None where that is not known of this architecture."""
+        if not self.sliding_window:
+            return [False] * self.n_layer
+        if self.arch not in _WINDOWED:
+            return None
+        given = self.fields.get(f"{self.arch}.attention.sliding_window_pattern", _WINDOWED[self.arch])
+        if isinstance(given, list):
+            return [bool(windowed) for windowed in given[: self.n_layer]]
+        return [given == 0 or layer % given < given - 1 for layer in range(self.n_layer)]
+
+    @property
     def is_plain_attention(self) -> bool:
         """Whether every cached value is an ordinary key or value: not MLA, where llama.cpp keeps a latent vector."""
         return not self._arch_field("attention.kv_lora_rank", 0)
 
-    def attention_layers(self) -> Counter[AttentionShape]:
-        """How many layers have KV heads of which shape; layers without attention are left out."""
+    def attention_layers(self, windowed: Optional[bool] = None) -> Counter[AttentionShape]:
+        """How many layers have KV heads of which shape; layers without attention are left out.
+
+        windowed: only of layers with the sliding window (True) or without it (False), as far as that is known.
+        """
         heads = self._per_layer("attention.head_count", 0)
         heads_kv = self._per_layer("attention.head_count_kv", None)
         n_embd = int(self._arch_field("embedding_length", 0))
         shapes: Counter[AttentionShape] = Counter()
-        for n_head, given in zip(heads, heads_kv):
+        wanted = [windowed is None or is_windowed == windowed for is_windowed in self.windowed_layers or [False] * self.n_layer]
+        for n_head, given, is_wanted in zip(heads, heads_kv, wanted):
             n_head_kv = n_head if given is None else given
-            if n_head_kv > 0:
+            if n_head_kv > 0 and is_wanted:
                 natural = n_embd // n_head if n_head else 0
                 dim_k = int(self._arch_field("attention.key_length", natural))
                 dim_v = int(self._arch_field("attention.value_length", natural))

@@ -17,6 +17,7 @@ from mikv_cpp.spread import POOL_SPREADS, SPREADS
 
 _FEWEST_ROWS = 1e-6  # a share for which sinks and window alone are left
 _CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
+_UBATCH = 512  # the micro-batch that is planned for
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,21 @@ def cache_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
     ]
 
 
+def made_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
+    """As cache_shapes, but layers with a sliding window at the length that llama.cpp gives them without swa_full."""
+    n_window = min(n_cells(model.sliding_window + _UBATCH), n_cells(n_ctx))
+    return [
+        Shape(n, layer.n_head_kv, length, 1, layer.head_dim_k, layer.head_dim_v)
+        for windowed, length in ((False, n_cells(n_ctx)), (True, n_window))
+        for layer, n in (model.attention_layers(windowed).items() if model.is_plain_attention else ())
+    ]
+
+
+def plain_bytes(model: ModelFile, n_ctx: int) -> int:
+    """Bytes of llama.cpp's f16 cache of a context, windowed layers as in made_shapes."""
+    return sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in made_shapes(model, n_ctx))
+
+
 def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> Plan:
     """Work out the cache of a context of n_ctx tokens.
 
@@ -83,14 +99,15 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
 
 
 def kv_bytes(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> int:
-    """Bytes of the cache of a context, with micro-batches of 512; every layer at full length.
+    """Bytes of the cache of a context, with micro-batches of 512 and without swa_full.
+
+    Of an architecture whose windowed layers are not known, with every layer at full length: an upper bound.
 
     Raises:
         ConfigError: a head size that cannot be stored.
     """
-    shapes = cache_shapes(model, n_ctx)
-    kept = spread_out(_protected(library, model, config, shapes), model.n_layer)
-    return _bytes(library, replace(kept, budget=None), shapes)
+    kept = spread_out(_protected(library, model, config, cache_shapes(model, n_ctx)), model.n_layer)
+    return _bytes(library, replace(kept, budget=None), made_shapes(model, n_ctx))
 
 
 def cells_step() -> int:
@@ -109,10 +126,7 @@ def largest_context(library: Optional[Library], model: ModelFile, config: Option
     room = max(memory - model.size_bytes, memory // 4) // 2
     n_ctx = wanted
     while n_ctx > 2 * _CELLS_PADDING:
-        if library is None or config is None:
-            needed = model.f16_bytes(n_cells(n_ctx))
-        else:
-            needed = kv_bytes(library, model, config, n_ctx)
+        needed = kv_bytes(library, model, config, n_ctx) if library and config else plain_bytes(model, n_ctx)
         if needed <= room:
             break
         n_ctx = max(int(n_ctx * min(0.98 * room / needed, 0.9)) // _CELLS_PADDING, 2) * _CELLS_PADDING

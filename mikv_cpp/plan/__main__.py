@@ -15,7 +15,7 @@ from mikv_cpp.loading import find_model
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library
-from mikv_cpp.plan import cache_shapes, in_mib, kv_bytes, n_cells
+from mikv_cpp.plan import cache_shapes, in_mib, kv_bytes, n_cells, plain_bytes
 from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, room_for_cache
 
 _DEFAULT_CONTEXT = 32768
@@ -92,7 +92,7 @@ def plan_table(library: Library, model: ModelFile, n_ctx: int, memory_bytes: int
     contexts = sorted({n_cells(max(n_ctx // part, 1)) for part in (8, 4, 2, 1)})
     room = room_for_cache(model, memory_bytes)
     rows: list[dict[str, Any]] = [
-        {"cache": "f16", "mean_kl": 0.0, "same_top": 1.0, "bytes": [model.f16_bytes(n_cells(n)) for n in contexts]}
+        {"cache": "f16", "mean_kl": 0.0, "same_top": 1.0, "bytes": [plain_bytes(model, n) for n in contexts]}
     ]
     for tier in TIERS:
         config = KVConfig.preset(tier.preset)
@@ -105,7 +105,7 @@ def plan_table(library: Library, model: ModelFile, n_ctx: int, memory_bytes: int
         "model_bytes": model.size_bytes,
         "memory_bytes": memory_bytes,
         "room_bytes": room,
-        "upper_bound": bool(model.sliding_window),
+        "upper_bound": model.windowed_layers is None,
         "contexts": contexts,
         "rows": rows,
     }
@@ -126,7 +126,7 @@ def _as_text(table: dict[str, Any]) -> str:
     plain = ", ".join(f"{name} {kl:.4f}" for name, kl in PLAIN_KL.items())
     lines += ["", f"KL as measured on SmolLM2-135M (docs/quality.md), where llama.cpp's own have {plain}: other models differ."]
     if table["upper_bound"]:
-        lines.append("This model has layers with a sliding window, which take less: these are upper bounds.")
+        lines.append("This model has layers with a sliding window, but which is not known here: these are upper bounds.")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from mikv_cpp.errors import BudgetError
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library
-from mikv_cpp.plan import cells_step, in_mib, kv_bytes, n_cells
+from mikv_cpp.plan import cells_step, in_mib, kv_bytes, plain_bytes
 
 _RESERVE_SHARE = 0.1  # of the memory, for what llama.cpp computes in and for the process itself
 _RESERVE_LEAST = 256 * 2**20
@@ -110,7 +110,7 @@ def choose_for_this_machine(library: Library, model: ModelFile, n_ctx: int, shor
 
 def _choice(library: Library, model: ModelFile, tier: Tier, n_ctx: int) -> Choice:
     size_bytes = kv_bytes(library, model, KVConfig.preset(tier.preset), n_ctx)
-    return Choice(tier, n_ctx, size_bytes, model.f16_bytes(n_cells(n_ctx)))
+    return Choice(tier, n_ctx, size_bytes, plain_bytes(model, n_ctx))
 
 
 def _longest(library: Library, model: ModelFile, tier: Tier, n_ctx: int, room: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mikv_cpp import BudgetError, ConfigError, KVConfig, Llama, arguments
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import __main__ as command
 from mikv_cpp.plan import choice as choice_module
-from mikv_cpp.plan import kv_bytes
+from mikv_cpp.plan import kv_bytes, plain_bytes
 from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, choose_for_this_machine, room_for_cache
 from mikv_cpp.plugin import native_library
 
@@ -26,11 +27,13 @@ MODELS: list[dict[str, Any]] = [
     {"head_dim": 128, "n_head_kv": 1, "n_layer": 3},
     {"head_dim": 96, "n_head": 4, "n_head_kv": 4},
     {"arch": "mpt", "n_head": 2, "n_head_kv": 2, "n_layer": 5},
+    {"arch": "gemma2", "n_layer": 5, "sliding_window": 300},
+    {"arch": "gemma3", "n_layer": 8, "head_dim": 256, "n_head_kv": 1, "sliding_window": 512},
 ]
 
 
 @pytest.mark.parametrize("n_ctx", [1024, 4096, 16384])
-@pytest.mark.parametrize("sizes", MODELS, ids=["gqa", "mqa", "dim96", "alibi"])
+@pytest.mark.parametrize("sizes", MODELS, ids=["gqa", "mqa", "dim96", "alibi", "windows2", "windows6"])
 @pytest.mark.parametrize("preset", ["q8", "mikv-tight"])
 def test_bytes_are_those_that_are_taken(tiny_model: Writer, sizes: dict[str, Any], n_ctx: int, preset: str) -> None:
     _check_bytes(tiny_model(**sizes, n_ctx_train=16384), n_ctx, preset)
@@ -44,10 +47,36 @@ def test_bytes_of_a_real_model(smollm: Path, n_ctx: int) -> None:
 def _check_bytes(path: Path, n_ctx: int, preset: str) -> None:
     """After the first whole micro-batch: before it, its rows have no room yet."""
     planned = kv_bytes(native_library(), read_model_file(path), KVConfig.preset(preset), n_ctx)
-    llm = Llama(path, n_ctx=n_ctx, n_batch=512, n_ubatch=512, kv=preset, verbose=False)
+    f16_bytes = plain_bytes(read_model_file(path), n_ctx)
+    llm = Llama(path, n_ctx=n_ctx, n_batch=512, n_ubatch=512, kv=preset, swa_full=False, verbose=False)
     llm.eval(list(np.arange(512) % 200 + 20))
-    assert llm.kv.stats().bytes_total == pytest.approx(planned, rel=0.01)
+    stats = llm.kv.stats()
     llm.close()
+    assert stats.bytes_total == pytest.approx(planned, rel=0.01)
+    assert stats.bytes_f16 == f16_bytes
+
+
+def test_windowed_layers_as_the_file_says(tiny_model: Writer) -> None:
+    model = read_model_file(tiny_model(arch="gemma3", n_layer=8))
+    assert model.windowed_layers == [True] * 5 + [False] + [True] * 2
+    given = {**model.fields, "gemma3.attention.sliding_window_pattern": [True, False] * 4}
+    assert replace(model, fields=given).windowed_layers == [True, False] * 4
+    assert (
+        replace(model, fields={**model.fields, "gemma3.attention.sliding_window_pattern": 2}).windowed_layers
+        == [True, False] * 4
+    )
+    assert read_model_file(tiny_model()).windowed_layers == [False, False]
+
+
+def test_windowed_layers_that_are_not_known_are_an_upper_bound(tiny_model: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_model(arch="gemma3", n_layer=8)
+    model = read_model_file(path)
+    fields = {name.replace("gemma3.", "other."): value for name, value in model.fields.items()}
+    other = replace(model, fields={**fields, "general.architecture": "other"})
+    assert other.windowed_layers is None
+    assert kv_bytes(native_library(), other, KVConfig(), 4096) > 2 * kv_bytes(native_library(), model, KVConfig(), 4096)
+    assert command.main([str(path), "-c", "4096", "--memory", "1GiB"]) == 0
+    assert "upper bounds" not in capsys.readouterr().out
 
 
 def _memory_for(path: Path, room: int) -> int:
