@@ -235,7 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fill",
         choices=("prefill", "repeat"),
         default="prefill",
-        help=f"reach depths beyond {STRETCH} by a prefill of so many tokens, or repeat what one of {STRETCH} left (%(default)s)",
+        help=f"reach depths beyond {STRETCH} by a prefill, or repeat what a prefill of {STRETCH} left (%(default)s)",
     )
     parser.add_argument("--text", metavar="FILE", help="text to decode (default: the opening of Austen's Persuasion)")
     parser.add_argument(

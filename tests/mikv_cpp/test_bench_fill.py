@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_model import TinyModel
 
 from mikv_cpp.bench import decode as bench
 from mikv_cpp.bench.fill import repeat_state, repeat_to
