@@ -176,6 +176,20 @@ class Engine:
             )
         self.n_past = position
 
+    def state(self) -> npt.NDArray[np.uint8]:
+        """What the cache holds, as llama.cpp saves a sequence."""
+        data = np.empty(api.llama_state_seq_get_size(self._context, 0), np.uint8)
+        size = api.llama_state_seq_get_data(self._context, data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), data.size, 0)
+        return data[:size]
+
+    def load_state(self, data: npt.NDArray[np.uint8], n_tokens: int) -> None:
+        """Hold what `state` gave, of so many tokens, instead of what is held now."""
+        self.clear()
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if api.llama_state_seq_set_data(self._context, pointer, data.size, 0) != data.size:
+            raise MikvError(f"llama.cpp does not take a state of {n_tokens} tokens with the cache {self.spec.name}")
+        self.n_past = n_tokens
+
     def clear(self) -> None:
         """Empty the cache."""
         api.llama_memory_clear(self._memory, True)

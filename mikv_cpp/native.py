@@ -292,7 +292,7 @@ class Library:
         self._check(self._lib.mikv_cache_free(cache))
 
     def prepare_step(
-        self, cache: int, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, float]
+        self, cache: int, arrays: Mapping[str, NDArray[Any]], numbers: Mapping[str, float], index: int = 0
     ) -> Callable[[int], None]:
         """One layer's part of a micro-batch, to be run on so many threads, over and over: fields of mikv_step.
 
@@ -303,9 +303,16 @@ class Library:
             setattr(step, field, self._ffi.cast(self._ffi.typeof(getattr(step, field)), array.ctypes.data))
 
         def run(n_threads: int) -> None:
-            self._check(self._lib.mikv_cache_step(cache, 0, step, n_threads))
+            self._check(self._lib.mikv_cache_step(cache, index, step, n_threads))
 
         return run
+
+    def read_rows(self, cache: int, index: int, value: bool, n: int, shape: Shape) -> NDArray[np.float32]:
+        """float32 [n, n_head_kv, head_dim]: what the first n cells of a layer hold, of the first stream."""
+        out = np.empty((n, shape.n_head_kv, shape.head_dim_v if value else shape.head_dim_k), np.float32)
+        pointer = self._ffi.cast("float *", out.ctypes.data)
+        self._check(self._lib.mikv_cache_read(cache, index, int(value), 0, 0, n, pointer))
+        return out
 
     def select_kernel(self, name: str) -> None:
         """Use this kernel set from now on; "auto": the fastest.

@@ -3,6 +3,7 @@
 Ours is the whole step of a decoded token as llama.cpp's scheduler runs it: its row stored, attention, scores, selection,
 commit. llama.cpp's is its FLASH_ATTN_EXT without the storing. Both run on ggml's own threads. All take turns, as in
 `mikv_cpp.bench.decode`. Rows are normal random numbers, so that attention is spread over all tokens: nothing can be skipped.
+Refined rows lie scattered over the whole context (`mikv_cpp.bench.fill`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mikv_cpp.bench.decode import check_positive, parse_depths
+from mikv_cpp.bench.fill import store_scattered
 from mikv_cpp.bench.machine import copy_gb_per_s
 from mikv_cpp.bench.node import LayerNode
 from mikv_cpp.bench.ratio import ratio_with_interval
@@ -30,7 +32,6 @@ from mikv_cpp.native import Library, Shape
 from mikv_cpp.plugin import native_library, silence_log
 
 REFERENCE = "f16"
-SLICE = 512  # tokens stored at a time while a cache is filled
 PADDING = 256  # attention looks at a multiple of so many cells, as llama.cpp has it
 _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
 
@@ -108,34 +109,17 @@ class Own:
 
     def __init__(self, config: KVConfig, kernel: str, heads: Heads, rows: Rows, n_threads: int, room: int) -> None:
         self._library: Library = native_library()
-        self._kernel, self._heads, self._depth = kernel, heads, len(rows.k)
+        self._kernel, self._depth = kernel, len(rows.k)
         n_cells = -(-(self._depth + room) // PADDING) * PADDING
         shape = Shape(1, heads.n_head_kv, n_cells, 1, heads.head_dim, heads.head_dim)
         self._node = LayerNode(config, shape, heads.n_head, n_threads)
         self._library.select_kernel(kernel)
-        for first in range(0, self._depth, SLICE):
-            self._fill(rows, first, min(first + SLICE, self._depth), n_threads)
+        store_scattered(self._library, self._node.cache_id, 0, shape, (rows.k, rows.v), self._depth)
         self.size_bytes = int(self._library.stats(self._node.cache_id)["bytes_used"])
         self._node.q[:] = rows.q
         self._node.k[:], self._node.v[:] = rows.k[0].ravel(), rows.v[0].ravel()
         self._node.mask[:] = -np.inf
         self._node.mask[: self._depth] = 0
-
-    def _fill(self, rows: Rows, first: int, last: int, n_threads: int) -> None:
-        """Store rows that attend to their own slice only: that is quick, and as good to fill a cache."""
-        mask = np.full((last - first, last), -np.inf, np.float16)
-        mask[:, first:last][np.tril_indices(last - first)] = 0
-        q = np.broadcast_to(rows.q, (last - first, *rows.q.shape))
-        arrays: dict[str, NDArray[Any]] = {"k": rows.k[first:last], "v": rows.v[first:last], "q": np.ascontiguousarray(q)}
-        arrays |= {"out": np.empty_like(arrays["q"]), "mask": mask, "cells": np.arange(first, last, dtype=np.int64)}
-        numbers = {
-            "n_tokens": last - first,
-            "n_stream": 1,
-            "n_kv": last,
-            "n_head": self._heads.n_head,
-            "scale": self._heads.head_dim**-0.5,
-        }
-        self._library.prepare_step(self._node.cache_id, arrays, numbers)(n_threads)
 
     def burst(self, n: int) -> None:
         """See Attention."""

@@ -3,6 +3,7 @@
 All caches are alive at once and take turns: slices of the prompt while prefilling, then rounds of short decode bursts, each
 round in another order. What the machine does besides hits all alike, and a cache is compared with f16 within its round. After
 each burst its tokens are removed, so every burst starts at the same depth. A depth of 0 times the prefill of 512 tokens.
+`--fill repeat` prefills 1024 tokens and repeats them to the depth (`mikv_cpp.bench.fill`), which takes a fraction of the time.
 
 What a token reads from memory, at least: the model's file and what the cache holds. Its rate is to be compared with the
 machine's own for copies.
@@ -22,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mikv_cpp.bench import plot
+from mikv_cpp.bench.fill import STRETCH, repeat_to
 from mikv_cpp.bench.machine import copy_gb_per_s, peak_bytes
 from mikv_cpp.bench.ratio import ratio_with_interval
 from mikv_cpp.caches import PLAIN_BITS, CacheSpec, parse_caches
@@ -40,10 +42,10 @@ REFERENCE = "f16"
 
 @dataclass
 class Timing:
-    """Seconds one cache took at one depth: for its prompt in all, and for each decode burst."""
+    """Seconds one cache took at one depth: for each slice of its prompt, and for each decode burst."""
 
     n_prefilled: int = 0
-    prefill_s: float = 0.0
+    slices_s: list[float] = field(default_factory=list)  # of the prefill
     bursts_s: list[float] = field(default_factory=list)
     kv_bytes: Optional[int] = None  # of the tokens held at this depth
 
@@ -55,6 +57,7 @@ class Plan:
     burst: int  # tokens decoded in one turn
     rounds: int
     slice: int  # tokens prefilled in one turn
+    fill: str = "prefill"  # or "repeat": how a depth beyond STRETCH is reached
 
 
 def prefill(engines: Sequence[Engine], timings: Sequence[Timing], tokens: Tokens, plan: Plan, progress: Any) -> None:
@@ -64,7 +67,7 @@ def prefill(engines: Sequence[Engine], timings: Sequence[Timing], tokens: Tokens
         for engine, timing in zip(engines, timings):
             began = time.perf_counter()
             engine.decode(part, first_logits=-1)
-            timing.prefill_s += time.perf_counter() - began
+            timing.slices_s.append(time.perf_counter() - began)
             timing.n_prefilled += len(part)
             progress.update(len(part))
 
@@ -87,10 +90,11 @@ def time_depth(
     timings = [Timing() for _ in engines]
     for engine in engines:
         engine.clear()
-    prefill(engines, timings, np.resize(text, depth or SHALLOW_PROMPT), plan, progress)
+    repeats = plan.fill == "repeat" and depth > STRETCH
+    prefill(engines, timings, np.resize(text, STRETCH if repeats else depth or SHALLOW_PROMPT), plan, progress)
     tokens = np.resize(text, plan.burst)
     for engine, timing in zip(engines, timings):
-        engine.remove_from(depth)
+        repeat_to(engine, depth) if repeats else engine.remove_from(depth)
         timing.kv_bytes = held_bytes(engine, values_per_token)
         decode_burst(engine, tokens)  # untimed: first touches, and the graph that later bursts reuse
     for round_number in range(plan.rounds):
@@ -118,20 +122,24 @@ def rows_of(
     rows = []
     for spec, timing in zip(specs, timings):
         ratio, low, high = ratio_with_interval(timing.bursts_s, reference.bursts_s)
+        _, prefill_low, prefill_high = ratio_with_interval(timing.slices_s, reference.slices_s)
         decode_tps = plan.burst / float(np.median(timing.bursts_s))
         read = None if timing.kv_bytes is None else weights_bytes + timing.kv_bytes
         rows.append(
             {
                 "cache": spec.name,
                 "depth": depth,
-                "prefill_tps": timing.n_prefilled / timing.prefill_s,
+                "n_prefilled": timing.n_prefilled,
+                "prefill_tps": timing.n_prefilled / sum(timing.slices_s),
                 "decode_tps": decode_tps,
                 "decode_tps_low": plan.burst / float(np.quantile(timing.bursts_s, 0.75)),
                 "decode_tps_high": plan.burst / float(np.quantile(timing.bursts_s, 0.25)),
                 "ratio_to_f16": ratio,
                 "ratio_low": low,
                 "ratio_high": high,
-                "prefill_ratio_to_f16": reference.prefill_s / timing.prefill_s,
+                "prefill_ratio_to_f16": sum(reference.slices_s) / sum(timing.slices_s),
+                "prefill_ratio_low": prefill_low,
+                "prefill_ratio_high": prefill_high,
                 "kv_bytes": timing.kv_bytes,
                 "bytes_per_token": read,
                 "gb_per_s": None if read is None else read * decode_tps / 1e9,
@@ -162,7 +170,10 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
     """Time every cache at every depth and return what `--json` prints."""
     depths = parse_depths(args.depths)
     plan = Plan(
-        check_positive("burst", args.burst), check_positive("rounds", args.rounds), check_positive("ubatch", args.ubatch)
+        check_positive("burst", args.burst),
+        check_positive("rounds", args.rounds),
+        check_positive("ubatch", args.ubatch),
+        args.fill,
     )
     if REFERENCE not in [spec.name for spec in specs]:
         specs = parse_caches(REFERENCE) + list(specs)
@@ -189,6 +200,7 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
         "ubatch": args.ubatch,
         "burst": plan.burst,
         "rounds": plan.rounds,
+        "fill": plan.fill,
         "copy_gb_per_s": bandwidth,
         "peak_bytes": peak_bytes(),
         "rows": rows,
@@ -219,6 +231,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--burst", type=int, default=16, metavar="N", help="tokens decoded in one turn (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of every cache (%(default)s)")
+    parser.add_argument(
+        "--fill",
+        choices=("prefill", "repeat"),
+        default="prefill",
+        help=f"reach depths beyond {STRETCH} by a prefill, or repeat what a prefill of {STRETCH} left (%(default)s)",
+    )
     parser.add_argument("--text", metavar="FILE", help="text to decode (default: the opening of Austen's Persuasion)")
     parser.add_argument(
         "--plot", action="append", default=[], metavar="FILE", help="draw decode speed over depth, as .svg or .png"

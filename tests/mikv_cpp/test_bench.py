@@ -75,12 +75,13 @@ def test_caches_take_turns_and_every_burst_starts_at_the_depth(depth):
 
 def test_rows_compare_with_f16():
     specs = parse_caches("q8_0,f16")
-    timings = [bench.Timing(100, 2.0, [0.5, 0.5, 0.4]), bench.Timing(100, 1.0, [1.0, 1.0, 1.0])]
+    timings = [bench.Timing(100, [2.0], [0.5, 0.5, 0.4]), bench.Timing(100, [1.0], [1.0, 1.0, 1.0])]
     timings[0].kv_bytes = 30
     rows = bench.rows_of(specs, timings, 7, bench.Plan(burst=10, rounds=3, slice=64), weights_bytes=70)
     assert rows[0] == {
         "cache": "q8_0",
         "depth": 7,
+        "n_prefilled": 100,
         "prefill_tps": 50.0,
         "decode_tps": 20.0,
         "decode_tps_low": 20.0,
@@ -89,6 +90,8 @@ def test_rows_compare_with_f16():
         "ratio_low": 2.0,
         "ratio_high": 2.5,
         "prefill_ratio_to_f16": 0.5,
+        "prefill_ratio_low": 0.5,
+        "prefill_ratio_high": 0.5,
         "kv_bytes": 30,
         "bytes_per_token": 100,
         "gb_per_s": pytest.approx(2e-6),

@@ -24,6 +24,8 @@ inline double decode_bound(uint16_t params) {
 //    of |q|). ALiBi and soft-capping round a handful of times more, in proportion to what they are applied to.
 // 2. A weight exp(s - m), normalised: a factor exp(2 e) for logits that are off by e, and 8 ulp each for exp and its argument.
 // 3. Sums over n cells, in the numerator and in the denominator.
+// 4. A decoded token's weights of packed rows, times their range, are rounded to 15 bits of the largest in a tile, at most
+//    largest weight * largest range: half a unit each, evenly spread (hence the square root of 12), times a code of at most 1.
 struct CaseBound {
     std::vector<double> logit;  // [n_rows]
     double              value;  // typical size of an output, generously
@@ -43,7 +45,13 @@ struct CaseBound {
         }
         value  = 4.0;
         decode = 2 * 4 * unit_roundoff * 24.0;
+        range_ = value_range(c);
         sums_  = 2 * unit_roundoff * (2 * margin * std::sqrt(c.n_kv + 8.0) + 16);
+    }
+
+    // largest: the largest of a row's weights, normalised; seen: cells that have a weight.
+    double words(double largest, int seen) const {
+        return margin * std::sqrt(double(seen)) * largest * range_ / (32767.0 * std::sqrt(12.0));
     }
 
     double relative(int row) const { return std::expm1(2 * logit[row]) + sums_; }
@@ -64,9 +72,19 @@ private:
         return largest;
     }
 
+    static double value_range(const AttentionCase & c) {
+        double largest = 0.0;
+        for (int i = 0; i < c.head.v.n_groups() * c.head.n_cells; i++) {
+            const double range = params_range(c.head.v_params[i]);
+            largest            = std::isfinite(range) ? std::max(largest, range) : largest;
+        }
+        return largest;
+    }
+
     static constexpr double margin = 4.0;
 
     double sums_;
+    double range_; // of the values
 };
 
 constexpr double exp_end = 1.7e-38; // exp(-87): what is below it a set may flush to zero

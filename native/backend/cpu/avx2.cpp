@@ -111,8 +111,11 @@ struct Avx2 {
         return _mm256_and_si256(bits, mask);
     }
 
+    // a << n, where no bit leaves its byte
+    static B raise(B a, int n) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(n)); }
+
     // high << n | low, where no bit leaves its byte
-    static B join(B high, int n, B low) { return _mm256_or_si256(_mm256_sll_epi16(high, _mm_cvtsi32_si128(n)), low); }
+    static B join(B high, int n, B low) { return _mm256_or_si256(raise(high, n), low); }
 
     // The k-th `width` of the bytes as floats.
     template <int k> static F byte_floats(B a) {
@@ -137,14 +140,43 @@ struct Avx2 {
         }
     }
 
-    // Four int8 in every lane.
-    static I spread(const int8_t * x) { return _mm256_set1_epi32(int32_t(load_4(x))); }
+    // Four int8, or two int16, in every lane.
+    static I spread(const void * x) { return _mm256_set1_epi32(int32_t(load_4(x))); }
 
     // Sums of dots: pairs of 16 bits, which hold so many of them.
+    static constexpr int dot_rows = 3; // of two planes and two vectors each
     static constexpr int dot_steps(int most) { return 32767 / (2 * 127 * most); }
     static I             no_dots() { return _mm256_setzero_si256(); }
-    static I             add_dots(I sum, I codes, I word) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, word)); }
-    static I             whole_dots(I sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+    static I add_dots(I sum, I codes, I word) { return held(_mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, word))); }
+    // 254 * high + low
+    static I whole_dots(I high, I low) {
+        return _mm256_add_epi32(_mm256_madd_epi16(high, _mm256_set1_epi16(254)), _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
+    }
+
+    // A sum, each step of which GCC is kept from putting off: it would run out of registers.
+    static I held(I sum) {
+#if defined(__GNUC__)
+        __asm__("" : "+x"(sum));
+#endif
+        return sum;
+    }
+
+    // --- words: see fast_weighted.h ---
+
+    static constexpr bool word_products = true;
+
+    // `width` whole numbers, rounded to nearest.
+    static void store_words(int16_t * to, F a) {
+        const __m256i each = _mm256_cvtps_epi32(a);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
+                         _mm_packs_epi32(_mm256_castsi256_si128(each), _mm256_extracti128_si256(each, 1)));
+    }
+
+    // Lane i: a[i], b[i].
+    static I pair_codes(const uint8_t * a, const uint8_t * b) {
+        return _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(load_8(a), load_8(b)));
+    }
+    static I add_products(I sum, I a, I b) { return held(_mm256_add_epi32(sum, _mm256_madd_epi16(a, b))); }
 
     static __m128i load_16(const uint8_t * x) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(x)); }
     static __m128i load_8(const uint8_t * x) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)); }

@@ -125,7 +125,10 @@ struct Avx512 {
         return _mm512_and_si512(bits, _mm512_set1_epi8((1 << p) - 1));
     }
 
-    static B join(B high, int n, B low) { return _mm512_or_si512(_mm512_sll_epi16(high, _mm_cvtsi32_si128(n)), low); }
+    // a << n, where no bit leaves its byte
+    static B raise(B a, int n) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(n)); }
+
+    static B join(B high, int n, B low) { return _mm512_or_si512(raise(high, n), low); }
 
     template <int k> static F byte_floats(B a) {
         const __m128i some = _mm512_extracti32x4_epi32(a, k);
@@ -149,12 +152,30 @@ struct Avx512 {
         }
     }
 
-    static I spread(const int8_t * x) { return _mm512_set1_epi32(int32_t(load_4(x))); }
+    static I spread(const void * x) { return _mm512_set1_epi32(int32_t(load_4(x))); }
 
+    static constexpr int dot_rows = 4;
     static constexpr int dot_steps(int) { return 1 << 16; }
     static I             no_dots() { return _mm512_setzero_si512(); }
     static I             add_dots(I sum, I codes, I word) { return _mm512_dpbusd_epi32(sum, codes, word); }
-    static I             whole_dots(I sum) { return sum; }
+    // 254 * high + low
+    static I whole_dots(I high, I low) {
+        return _mm512_add_epi32(_mm512_sub_epi32(_mm512_slli_epi32(high, 8), _mm512_slli_epi32(high, 1)), low);
+    }
+
+    // --- words ---
+
+    static constexpr bool word_products = true;
+
+    static void store_words(int16_t * to, F a) {
+        const __m256i each = _mm256_packs_epi32(_mm256_cvtps_epi32(lower(a)), _mm256_cvtps_epi32(upper(a)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_permute4x64_epi64(each, 0xD8));
+    }
+    static I pair_codes(const uint8_t * a, const uint8_t * b) {
+        const __m128i x = load_16(a), y = load_16(b);
+        return pair(_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y)), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y)));
+    }
+    static I add_products(I sum, I a, I b) { return _mm512_dpwssd_epi32(sum, a, b); }
 
     static __m128i load_16(const uint8_t * x) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(x)); }
     static __m128i load_8(const uint8_t * x) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(x)); }

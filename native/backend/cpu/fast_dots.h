@@ -7,23 +7,21 @@
 
 namespace mikv {
 
-// Calls work(Number<m>, row) for blocks of m = 1 .. 4 rows.
-template <class Work> static inline void with_rows(int n_rows, const Work & work) {
+// Calls work(Number<m>, row) for blocks of m = 1 .. most rows, most being 3 or 4.
+template <int most, class Work> static inline void with_rows(int n_rows, const Work & work) {
     for (int row = 0; row < n_rows;) {
         const int left = n_rows - row;
-        if (left == 4 || left > 6) {
-            work(Number<4>{}, row);
-            row += 4;
-        } else if (left > 2) {
-            work(Number<3>{}, row);
-            row += 3;
-        } else if (left == 2) {
+        const int some = left == 4 || left > 6 ? most : left > 2 ? 3 : left;
+        if (some == 4) {
+            work(Number<most>{}, row);
+        } else if (left == 4 || left == 2) { // 4 = 2 + 2
             work(Number<2>{}, row);
-            row += 2;
+        } else if (some == 3) {
+            work(Number<3>{}, row);
         } else {
             work(Number<1>{}, row);
-            row += 1;
         }
+        row += left == 4 && most == 3 ? 2 : some;
     }
 }
 
@@ -61,13 +59,14 @@ template <class Isa, int group, int n, class Row> static inline void unpack_cell
     });
 }
 
-// sums[i][j] = sum over k < depth of codes[j][k] . words[i][k], for M rows i and N vectors of cells j; a word is four int8.
+// sums[i][j] = sum over k < depth of codes[j][k] . (254 * words[i][0][k] + words[i][1][k]), for M rows i and N vectors of cells j; a word is
+// four int8.
 struct Dots {
     const uint8_t * codes;
     int             code_row; // bytes from j to j + 1
     const int8_t *  words;
-    int64_t         word_row; // bytes
-    int             depth;    // even
+    int             word_plane; // bytes from a row's first plane to its second, and on to the next row
+    int             depth;
     int32_t *       sums;
     int             sum_row; // values
 };
@@ -75,36 +74,36 @@ struct Dots {
 // most: the largest code.
 template <class Isa, int M, int N, int most> static inline void dots(Dots x) {
     using I             = typename Isa::I;
-    constexpr int S     = 2;                            // steps at once: their codes in registers, then row by row
-    constexpr int steps = Isa::dot_steps(most) / S * S; // that a sum can take
+    constexpr int steps = Isa::dot_steps(most); // that a sum can take
     for (int k = 0; k < x.depth; k += steps) {
         const int end = k + steps < x.depth ? k + steps : x.depth;
-        I         sum[M][N];
+        I         high[M][N], low[M][N];
         for (int i = 0; i < M; i++) {
             for (int j = 0; j < N; j++) {
-                sum[i][j] = Isa::no_dots();
+                high[i][j] = low[i][j] = Isa::no_dots();
             }
         }
-        for (int step = k; step < end; step += S) {
-            I code[S][N];
-            for (int s = 0; s < S; s++) {
-                for (int j = 0; j < N; j++) {
-                    code[s][j] = Isa::load_lanes(x.codes + (step + s) * Isa::width * 4 + j * x.code_row);
-                }
+        for (int step = k; step < end; step++) {
+            I code[N];
+            for (int j = 0; j < N; j++) {
+                code[j] = Isa::load_lanes(x.codes + step * Isa::width * 4 + j * x.code_row);
             }
             for (int i = 0; i < M; i++) {
-                for (int s = 0; s < S; s++) {
-                    const I word = Isa::spread(x.words + i * x.word_row + (step + s) * 4);
-                    for (int j = 0; j < N; j++) {
-                        sum[i][j] = Isa::add_dots(sum[i][j], code[s][j], word);
-                    }
+                const int8_t * words = x.words + 2 * i * x.word_plane + step * 4;
+                const I        first = Isa::spread(words);
+                for (int j = 0; j < N; j++) {
+                    high[i][j] = Isa::add_dots(high[i][j], code[j], first);
+                }
+                const I second = Isa::spread(words + x.word_plane);
+                for (int j = 0; j < N; j++) {
+                    low[i][j] = Isa::add_dots(low[i][j], code[j], second);
                 }
             }
         }
         for (int i = 0; i < M; i++) {
             for (int j = 0; j < N; j++) {
                 int32_t * to    = x.sums + i * x.sum_row + j * Isa::width;
-                const I   whole = Isa::whole_dots(sum[i][j]);
+                const I   whole = Isa::whole_dots(high[i][j], low[i][j]);
                 Isa::store_lanes(to, k ? Isa::add_lanes(whole, Isa::load_lanes(to)) : whole);
             }
         }

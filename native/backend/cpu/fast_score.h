@@ -11,12 +11,11 @@
 
 namespace mikv {
 
-// 1: q as one int8: logits off by 1e-2 rms where they are of order 1. 2: another int8 for what is left: 4e-5, for which scoring
-// takes 1.4 to 1.5 times as long and decode attention 1.15 to 1.25 times (AVX2 on a Zen 3, 4096 and 32768 cells).
+// q as one int8: logits off by 1e-2 rms where they are of order 1. With another int8 for what is left: 4e-5.
 constexpr int query_planes = 2;
 
 struct GroupTerms {
-    float scale[query_planes];
+    float scale;        // of the second plane; of the first 254 times that
     float sum;          // of q
     float middle;       // (mid + 1/2) * sum(q) - mid * sum(q rounded)
     float finer_middle; // - finer mid * sum(q rounded)
@@ -29,28 +28,25 @@ struct RoundedQuery {
 };
 
 // Rounds one group of one row to words [query_planes][group]; returns the sum of the rounded values.
-template <class Isa> static float round_group(const float * q, int group, int8_t * words, float * scale) {
-    using F = typename Isa::F;
-    alignas(64) float rest[64];
-    F                 top = Isa::set(0.0f);
+template <class Isa> static float round_group(const float * q, int group, int8_t * words, float & scale) {
+    using F      = typename Isa::F;
+    const F most = Isa::set(127.0f), parts = Isa::set(254.0f);
+    F       top = Isa::set(0.0f), sum = top;
     for (int i = 0; i < group; i += Isa::width) {
         top = Isa::max(top, Isa::magnitude(Isa::load(q + i)));
-        Isa::store(rest + i, Isa::load(q + i));
     }
-    float step = Isa::largest(top) / 127.0f;
-    F     sum  = Isa::set(0.0f);
-    for (int plane = 0; plane < query_planes; plane++, step /= 254.0f, words += group) {
-        const F per_step = Isa::set(step > 1e-30f ? 1.0f / step : 0.0f);
-        for (int i = 0; i < group; i += Isa::width) {
-            const F whole = Isa::round(Isa::mul(Isa::load(rest + i), per_step));
-            const F value = Isa::mul(whole, Isa::set(step));
-            Isa::store_truncated(words + i, whole);
-            Isa::store(rest + i, Isa::sub(Isa::load(rest + i), value));
-            sum = Isa::add(sum, value);
-        }
-        scale[plane] = step;
+    scale            = Isa::largest(top) / (127.0f * 254.0f);
+    const F per_step = Isa::set(scale > 1e-30f ? 1.0f / scale : 0.0f);
+    for (int i = 0; i < group; i += Isa::width) {
+        const F steps = Isa::mul(Isa::load(q + i), per_step);
+        const F first = Isa::round(Isa::mul(steps, Isa::set(1.0f / 254.0f)));
+        const F high  = Isa::max(Isa::min(first, most), Isa::sub(Isa::set(0.0f), most));
+        const F low   = Isa::round(Isa::sub(steps, Isa::mul(high, parts)));
+        Isa::store_truncated(words + i, high);
+        Isa::store_truncated(words + group + i, low);
+        sum = Isa::add(sum, Isa::fma(high, parts, low));
     }
-    return Isa::sum(sum);
+    return scale * Isa::sum(sum);
 }
 
 template <class Isa> struct Scorer {
@@ -139,31 +135,26 @@ template <class Isa> struct Scorer {
         }
         const int8_t *     words = query.words + int64_t(g) * rows.n_rows * query_planes * group;
         const GroupTerms * terms = query.terms + int64_t(g) * rows.n_rows;
-        with_rows(rows.n_rows, [&](auto count, int first) {
+        with_rows<Isa::dot_rows>(rows.n_rows, [&](auto count, int first) {
             constexpr int       M = decltype(count)::value, most = (1 << bits) - 1;
-            alignas(64) int32_t sums[query_planes][M][tile_cells];
-            for (int plane = 0; plane < query_planes; plane++) {
-                const int8_t * plane_words = words + (int64_t(first) * query_planes + plane) * group;
-                Dots x{codes, code_row, plane_words, query_planes * group, head.k.group / 4, sums[plane][0], tile_cells};
-                int  v = 0;
-                for (; v + 2 <= n; v += 2, x.codes += 2 * code_row, x.sums += 2 * width) {
-                    dots<Isa, M, 2, most>(x);
-                }
-                if (v < n) {
-                    dots<Isa, M, 1, most>(x);
-                }
+            alignas(64) int32_t sums[M][tile_cells];
+            Dots x{codes, code_row, words + int64_t(first) * query_planes * group, group, group / 4, sums[0], tile_cells};
+            int  v = 0;
+            for (; v + 2 <= n; v += 2, x.codes += 2 * code_row, x.sums += 2 * width) {
+                dots<Isa, M, 2, most>(x);
+            }
+            if (v < n) {
+                dots<Isa, M, 1, most>(x);
             }
             for (int i = 0; i < M; i++) {
                 const GroupTerms & t     = terms[first + i];
-                const F            shift = Isa::set(t.*offset), sum = Isa::set(t.sum), start = Isa::set(begin[first + i]);
-                float *            x = to + (first + i) * tile_cells;
+                const F            scale = Isa::set(t.scale), shift = Isa::set(t.*offset), sum = Isa::set(t.sum),
+                        start = Isa::set(begin[first + i]);
+                float * logit = to + (first + i) * tile_cells;
                 for (int c = 0; c < n * width; c += width) {
-                    F dot = shift;
-                    for (int plane = 0; plane < query_planes; plane++) {
-                        dot = Isa::fma(Isa::floats(Isa::load_lanes(sums[plane][i] + c)), Isa::set(t.scale[plane]), dot);
-                    }
-                    const F base = Isa::fma(Isa::load(cells.low + c), sum, g ? Isa::load(x + c) : start);
-                    Isa::store(x + c, Isa::fma(Isa::load(cells.step + c), dot, base));
+                    const F dot  = Isa::fma(Isa::floats(Isa::load_lanes(sums[i] + c)), scale, shift);
+                    const F base = Isa::fma(Isa::load(cells.low + c), sum, g ? Isa::load(logit + c) : start);
+                    Isa::store(logit + c, Isa::fma(Isa::load(cells.step + c), dot, base));
                 }
             }
         });

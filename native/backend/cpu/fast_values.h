@@ -1,68 +1,15 @@
 // The weighted sum of values, a tile of cells and a group at a time.
 //
-// A value is low + (c + 1/2) * step: the codes themselves are multiplied, with weight * step for a weight, and what all values
-// of a group have in common, weight * (low + step / 2), is added once.
+// A value is low + (c + 1/2) * step. A code c of n bits is taken for one of 8, with zeros behind it, so that it means the same with
+// and without refinement: c times range / 256. It is multiplied with weight * range / 256, and what all values of a group have in
+// common, weight * (low + step / 2), is added once.
 #pragma once
 
 #include "backend/cpu/fast_rows.h"
 #include "backend/cpu/fast_tile.h"
+#include "backend/cpu/fast_weighted.h"
 
 namespace mikv {
-
-// c[i][d] += sum over cells t of weights[i][t] * codes[t][d] + shared[i], for M rows i and N vectors of columns d; codes are
-// bytes.
-struct WeightedCodes {
-    const float *   weights;
-    int64_t         weight_row;
-    const uint8_t * codes;
-    int             code_row;
-    int             n_cells;
-    const float *   shared;
-    float *         c;
-    int64_t         c_row;
-};
-
-template <class Isa, int M, int N> static inline void add_weighted(WeightedCodes x) {
-    using F         = typename Isa::F;
-    constexpr int W = Isa::width;
-    F             c[M][N];
-    for (int i = 0; i < M; i++) {
-        for (int j = 0; j < N; j++) {
-            c[i][j] = Isa::add(Isa::load(x.c + i * x.c_row + j * W), Isa::set(x.shared[i]));
-        }
-    }
-    for (int t = 0; t < x.n_cells; t++, x.weights++, x.codes += x.code_row) {
-        // the fewer of the two kinds of factors stay in registers
-        if constexpr (N <= M) {
-            F column[N];
-            for (int j = 0; j < N; j++) {
-                column[j] = Isa::load_codes(x.codes + j * W);
-            }
-            for (int i = 0; i < M; i++) {
-                const F weight = Isa::set(x.weights[i * x.weight_row]);
-                for (int j = 0; j < N; j++) {
-                    c[i][j] = Isa::fma(weight, column[j], c[i][j]);
-                }
-            }
-        } else {
-            F weight[M];
-            for (int i = 0; i < M; i++) {
-                weight[i] = Isa::set(x.weights[i * x.weight_row]);
-            }
-            for (int j = 0; j < N; j++) {
-                const F column = Isa::load_codes(x.codes + j * W);
-                for (int i = 0; i < M; i++) {
-                    c[i][j] = Isa::fma(weight[i], column, c[i][j]);
-                }
-            }
-        }
-    }
-    for (int i = 0; i < M; i++) {
-        for (int j = 0; j < N; j++) {
-            Isa::store(x.c + i * x.c_row + j * W, c[i][j]);
-        }
-    }
-}
 
 template <class Isa> struct ValueSum {
     using F                    = typename Isa::F;
@@ -77,7 +24,9 @@ template <class Isa> struct ValueSum {
     float *            acc; // [n_rows][v.dim]
 
     float *       tail         = nullptr; // [n_rows][tile_cells]: the weights of a tile that is not whole; set by lay_out()
-    float *       scaled       = nullptr; // [n_rows][tile_cells]: weights times the step of one group
+    float *       scaled       = nullptr; // [n_rows][tile_cells]: weights times range / 256 of one group, or
+    int16_t *     words        = nullptr; //   the same, rounded; the other of the two is null
+    float *       units        = nullptr; // [n_rows]: what a step of such a word is
     float *       shared       = nullptr; // [n_rows]
     float *       per_range    = nullptr; // [tile_cells]: step / range of a packed row; 0: the row is floats, or has no weight
     float *       value        = nullptr; // [v.dim]
@@ -87,7 +36,9 @@ template <class Isa> struct ValueSum {
 
     void lay_out(Scratch & scratch) {
         tail      = scratch.take(size_t(n_rows) * tile_cells);
-        scaled    = scratch.take(size_t(n_rows) * tile_cells);
+        scaled    = scratch.take(Isa::word_products ? 0 : size_t(n_rows) * tile_cells);
+        words     = reinterpret_cast<int16_t *>(scratch.take(Isa::word_products ? size_t(n_rows) * tile_cells / 2 : 0));
+        units     = scratch.take(n_rows);
         shared    = scratch.take(n_rows);
         per_range = scratch.take(tile_cells);
         value     = scratch.take(head.v.dim);
@@ -154,10 +105,12 @@ template <class Isa> struct ValueSum {
             const int           left = n_rows - row;
             const int           some = left == 7 || left == 8 ? 4 : left < 6 ? left : 6;
             const WeightedCodes x{scaled + row * tile_cells,
+                                  words + row * tile_cells,
                                   tile_cells,
                                   codes,
                                   row_bytes,
                                   tile.end,
+                                  units + row,
                                   shared + row,
                                   acc + int64_t(row) * head.v.dim + g * group,
                                   head.v.dim};
@@ -188,20 +141,26 @@ template <class Isa> struct ValueSum {
     template <int group, int M> static void add_rows(WeightedCodes x) {
         constexpr int N = columns_for<M>(group / width, Isa::accumulators);
         for (int d = 0; d < group; d += N * width, x.codes += N * width, x.c += N * width) {
-            add_weighted<Isa, M, N>(x);
+            if constexpr (Isa::word_products) {
+                add_weighted_words<Isa, M, N>(x);
+            } else {
+                add_weighted<Isa, M, N>(x);
+            }
         }
     }
 
-    // Codes of group g of all packed rows of the tile, refinement included.
+    // Codes of group g of all packed rows of the tile, refinement included, in the upper bits of a byte.
     template <int group> void read_codes(const Tile & tile, int g) {
         constexpr int     chunks = chunks_of<Isa, group>();
         const RowFormat & f      = head.v;
         const uint8_t *   base   = head.v_base + int64_t(tile.first) * f.base_bytes() + g * (group / 8) * f.bits;
         with_bits(f.bits, [&](auto bits) {
-            uint8_t * to = codes;
-            for (int i = 0; i < tile.end; i++, base += f.base_bytes(), to += chunks * Isa::chunk) {
+            const int row_bytes = f.base_bytes();
+            uint8_t * to        = codes;
+            for (int i = 0; i < tile.end; i++, base += row_bytes, to += chunks * Isa::chunk) {
                 for (int j = 0; j < chunks; j++) {
-                    Isa::store_bytes(to + j * Isa::chunk, group_codes<Isa, group, bits.value>(base, j));
+                    Isa::store_bytes(to + j * Isa::chunk,
+                                     Isa::raise(group_codes<Isa, group, bits.value>(base, j), 8 - bits.value));
                 }
             }
         });
@@ -214,17 +173,17 @@ template <class Isa> struct ValueSum {
                 const uint8_t * from = refinement + int64_t(index.place[tile.first + tile.refined[i]]) * f.refinement_bytes();
                 uint8_t *       to   = codes + tile.refined[i] * chunks * Isa::chunk;
                 for (int j = 0; j < chunks; j++, to += Isa::chunk) {
-                    Isa::store_bytes(to,
-                                     Isa::join(Isa::load_bytes(to), bits.value, group_codes<Isa, group, bits.value>(from, j)));
+                    Isa::store_bytes(
+                        to, Isa::join(group_codes<Isa, group, bits.value>(from, j), 8 - f.refined_bits, Isa::load_bytes(to)));
                 }
             }
         });
     }
 
-    // scaled = weights * step; shared: what all values of a group get.
+    // weights * range / 256; shared: what all values of a group get.
     void scale_weights(const uint16_t * params, int n) {
         F       steps[tile_cells / width], lows[tile_cells / width];
-        const F zero = Isa::set(0.0f), half = Isa::set(0.5f);
+        const F zero = Isa::set(0.0f), half = Isa::set(0.5f), part = Isa::set(1.0f / 256.0f);
         for (int i = 0; i < tile_cells; i += width) {
             const F factor = Isa::load(per_range + i);
             F       range = zero, low = zero;
@@ -232,18 +191,24 @@ template <class Isa> struct ValueSum {
                 read_params<Isa>(params + i, n - i, range, low);
             }
             const auto packed = Isa::less(zero, factor); // elsewhere the params may be anything
-            const F    step   = Isa::mul(range, factor);
-            steps[i / width]  = Isa::select(packed, step, zero);
-            lows[i / width]   = Isa::select(packed, Isa::fma(step, half, low), zero);
+            steps[i / width]  = Isa::select(packed, Isa::mul(range, part), zero);
+            lows[i / width]   = Isa::select(packed, Isa::fma(Isa::mul(range, factor), half, low), zero);
         }
         for (int row = 0; row < n_rows; row++) {
-            F sum = zero;
+            F sum = zero, products[tile_cells / width];
             for (int i = 0; i < tile_cells; i += width) {
-                const F weight = Isa::load(tile_weights + row * tile_stride + i);
-                Isa::store(scaled + row * tile_cells + i, Isa::mul(weight, steps[i / width]));
-                sum = Isa::fma(weight, lows[i / width], sum);
+                const F weight      = Isa::load(tile_weights + row * tile_stride + i);
+                products[i / width] = Isa::mul(weight, steps[i / width]);
+                sum                 = Isa::fma(weight, lows[i / width], sum);
             }
             shared[row] = Isa::sum(sum);
+            if constexpr (Isa::word_products) {
+                units[row] = round_weights<Isa>(products, tile_cells / width, words + row * tile_cells);
+            } else {
+                for (int i = 0; i < tile_cells; i += width) {
+                    Isa::store(scaled + row * tile_cells + i, products[i / width]);
+                }
+            }
         }
     }
 

@@ -95,7 +95,8 @@ struct Neon {
         return vandq_u8(vshlq_u8(bytes, vnegq_s8(right)), vdupq_n_u8((1 << p) - 1));
     }
 
-    static B join(B high, int n, B low) { return vorrq_u8(vshlq_u8(high, vdupq_n_s8(int8_t(n))), low); }
+    static B raise(B a, int n) { return vshlq_u8(a, vdupq_n_s8(int8_t(n))); } // a << n
+    static B join(B high, int n, B low) { return vorrq_u8(raise(high, n), low); }
 
     template <int k> static F byte_floats(B a) {
         const uint16x8_t half = k < 2 ? vmovl_u8(vget_low_u8(a)) : vmovl_u8(vget_high_u8(a));
@@ -120,14 +121,17 @@ struct Neon {
         }
     }
 
-    static I spread(const int8_t * x) { return vdupq_n_s32(int32_t(load_4(x))); }
+    static I spread(const void * x) { return vdupq_n_s32(int32_t(load_4(x))); }
 
+    static constexpr int dot_rows = 4;
     static constexpr int dot_steps(int) { return 1 << 16; }
     static I             no_dots() { return vdupq_n_s32(0); }
     static I             add_dots(I sum, I codes, I word) {
         return vdotq_s32(sum, vreinterpretq_s8_s32(codes), vreinterpretq_s8_s32(word));
     }
-    static I whole_dots(I sum) { return sum; }
+    static I whole_dots(I high, I low) { return vmlaq_n_s32(low, high, 254); } // 254 * high + low
+
+    static constexpr bool word_products = false; // four of them at a time, as of floats
 
     template <int n_words, class Row> static void load_cells(const Row & row, I * words) {
         if constexpr (n_words == 1) {
