@@ -77,10 +77,10 @@ class HostPart:
         """
         try:
             size_bytes, n_holes = struct.unpack_from("<QQ", section)
-            unpacked = _inflate(section[16:], min(size_bytes, _MOST_HOST_BYTES) + 16 * min(n_holes, size_bytes))
+            unpacked = _inflate(section[16:], min(size_bytes + 16 * n_holes, _MOST_HOST_BYTES))
             table = np.frombuffer(unpacked, np.uint64, 2 * n_holes).reshape(-1, 2)
             holes = [(int(offset), int(size)) for offset, size in table]
-        except (struct.error, zlib.error, ValueError) as error:
+        except (struct.error, zlib.error, ValueError, OverflowError) as error:
             raise _damaged(f"llama.cpp's part, {error}") from error
         at = n_kept = 0
         for offset, size in holes:

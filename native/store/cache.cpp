@@ -12,6 +12,7 @@ namespace mikv {
 namespace {
 
 std::atomic<uint64_t> last_id{0};
+std::atomic<uint64_t> n_moves{0};
 
 size_t state_bytes(const HeadLayout & l, bool query_sums, int n_blocks) {
     return sizeof(HeadState) + sizeof(float) * l.k.dim * (query_sums ? 3 : 1) + size_t(n_blocks);
@@ -203,7 +204,10 @@ std::shared_ptr<Cache> Cache::empty_twin() const {
     return twin->allocate() ? twin : nullptr;
 }
 
+uint64_t Cache::moves() { return n_moves; }
+
 void Cache::swap_contents(Cache & twin) {
+    n_moves++;
     memory_.swap(twin.memory_);
     states_.swap(twin.states_);
     mean_sums_.swap(twin.mean_sums_);

@@ -70,8 +70,9 @@ public:
     // An empty cache of the same layout and layers, with an id of its own; null: no memory.
     std::shared_ptr<Cache> empty_twin() const;
     bool                   is_twin(const Cache & other) const { return family_ == other.family_; }
-    // All that is remembered changes places with the twin's.
-    void swap_contents(Cache & twin);
+    // All that is remembered changes places with the twin's: a Head that was asked for before is of the other one then.
+    void            swap_contents(Cache & twin);
+    static uint64_t moves(); // how often that happened, to any cache
     // One layer's rows, keys and values; and what is known of the cells, once for all layers.
     void copy_stream(int index, int from, int to);
     void copy_stream_cells(int from, int to);

