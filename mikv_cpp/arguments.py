@@ -7,8 +7,9 @@ import os
 from typing import Any, NoReturn, Optional
 
 from mikv_cpp.answer import Sampling
-from mikv_cpp.config import AUTOMATIC, DEFAULT_PRESET, POLICIES, KVConfig, named_config
+from mikv_cpp.config import AUTOMATIC, DEFAULT_PRESET, POLICIES, KVConfig, named_config, parse_budget
 from mikv_cpp.errors import ConfigError
+from mikv_cpp.prompt_cache import PromptCache
 
 _CACHE_FIELDS = ("k_bits", "v_bits", "refined_bits", "refined_share", "policy", "sinks", "window", "budget")
 
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prompt(parser)
     _add_sampling(parser)
     add_cache(parser)
+    _add_session(add_states(parser))
     add_machine(parser)
     _add_output(parser)
     return parser
@@ -94,6 +96,41 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-c", "--ctx-size", type=int, default=0, metavar="N", help="context; 0: the model's, as far as memory allows"
     )
+
+
+def add_states(parser: argparse.ArgumentParser) -> Any:
+    """The words about states on disk; the group that they are in."""
+    group = parser.add_argument_group("states on disk")
+    group.add_argument(
+        "--prompt-cache", metavar="FOLDER", help="keep what was read there, and read nothing again that begins the same"
+    )
+    group.add_argument(
+        "--prompt-cache-size",
+        default="4GiB",
+        metavar="BYTES",
+        help="the least recently used go when it grows larger (default %(default)s)",
+    )
+    return group
+
+
+def _add_session(group: Any) -> None:
+    group.add_argument(
+        "--session", metavar="FILE", help="go on with the conversation in this file, and save it there at the end"
+    )
+
+
+def prompt_cache(options: argparse.Namespace) -> Optional[PromptCache]:
+    """The folder that --prompt-cache names, or None.
+
+    Raises:
+        ConfigError: it cannot be used, or --prompt-cache-size is no size.
+    """
+    if options.prompt_cache is None:
+        return None
+    size_bytes = parse_budget(options.prompt_cache_size).size_bytes
+    if size_bytes is None:
+        raise ConfigError(f"--prompt-cache-size {options.prompt_cache_size} is a share: give bytes, such as 4GiB")
+    return PromptCache(options.prompt_cache, size_bytes)
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

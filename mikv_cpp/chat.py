@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from mikv_cpp.answer import Answer, context_size
-from mikv_cpp.errors import ConfigError, MikvError
+from mikv_cpp.errors import ConfigError, MikvError, StateError
 from mikv_cpp.terminal import quiet
 
 if TYPE_CHECKING:
@@ -55,6 +55,26 @@ class Conversation:
     def answered(self, text: str) -> None:
         """Add the model's answer."""
         self._turns.append({"role": "assistant", "content": text})
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """Messages since the beginning, or since what was forgotten; not the system prompt."""
+        return list(self._turns)
+
+    def resume(self, turns: Sequence[Any]) -> None:
+        """Go on after these messages.
+
+        Raises:
+            StateError: they are no messages.
+        """
+        for turn in turns:
+            if (
+                not isinstance(turn, dict)
+                or set(turn) != {"role", "content"}
+                or not all(isinstance(x, str) for x in turn.values())
+            ):
+                raise StateError("the session has something else than messages: name a file that --session saved")
+        self._turns = [dict(turn) for turn in turns]
 
     def take_back(self) -> None:
         """Remove the last message, which got no answer."""

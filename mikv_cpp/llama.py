@@ -21,17 +21,20 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from numpy.typing import NDArray
 
 from mikv_cpp.cache import KVCache, KVStats, plain_stats
+from mikv_cpp.carrier import Carrier
 from mikv_cpp.config import AUTOMATIC, KVConfig, KVSetting, resolve_config
 from mikv_cpp.errors import ConfigError, ModelError, StateError
 from mikv_cpp.model_file import ModelFile, read_model_file
 from mikv_cpp.plan import Plan, check_memory, n_cells, plan_cache
 from mikv_cpp.plan.choice import choose_for_this_machine
+from mikv_cpp.state import MAGIC, State
+from mikv_cpp.stateful import Stateful
 
 _ALL_LAYERS = 0x7FFFFFFF
 _making = threading.Lock()  # a device's configuration belongs to the next cache on it: one is made at a time
 
 
-class Llama(llama_cpp.Llama):
+class Llama(Stateful, llama_cpp.Llama):
     """A llama_cpp.Llama in every other respect, whose KV cache is kept in mixed precision.
 
     It runs on the device MIKV0, with all layers there, flash attention on, and llama.cpp's q8_0 as the cache's logical type:
@@ -70,6 +73,7 @@ class Llama(llama_cpp.Llama):
         if n_ctx < 1:
             raise ConfigError(f"n_ctx={kwargs['n_ctx']} is not possible: use a positive number of tokens, or 0 for the model's")
         self._cache: Optional[KVCache] = None
+        self._logical_type = ""
         if self._kv_setting == AUTOMATIC:
             self.kv_config: Optional[KVConfig] = choose_for_this_machine(native_library(), self.model_file, n_ctx).config
         else:
@@ -81,6 +85,7 @@ class Llama(llama_cpp.Llama):
                 self._load(model_path, log, kwargs)
         else:
             plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx)
+            self._logical_type = plan.logical_type
             self._load_on_mikv(model_path, plan, _settle(kwargs, plan.logical_type))
 
     def _load_on_mikv(self, model_path: Union[str, os.PathLike[str]], plan: Plan, kwargs: dict[str, Any]) -> None:
@@ -175,7 +180,7 @@ class Llama(llama_cpp.Llama):
     def generate(self, tokens: Sequence[int], *args: Any, **kwargs: Any) -> Generator[int, Optional[Sequence[int]], None]:
         """As llama_cpp.Llama.generate, and right for sliding windows too: a window that has moved on cannot be rolled back."""
         tokens = list(tokens)
-        if kwargs.get("reset", True) and self.n_tokens and self._lost_by_rollback(self._reusable(tokens)):
+        if kwargs.get("reset", True) and self.n_tokens and self._lost_by_rollback(self.reusable(tokens)):
             self.forget()
         return super().generate(tokens, *args, **kwargs)
 
@@ -184,7 +189,7 @@ class Llama(llama_cpp.Llama):
         self.reset()  # type: ignore[no-untyped-call]
         api.llama_memory_clear(api.llama_get_memory(self.ctx), True)
 
-    def _reusable(self, tokens: Sequence[int]) -> int:
+    def reusable(self, tokens: Sequence[int]) -> int:
         """How many of `tokens` the cache holds already."""
         return int(self.longest_token_prefix(self._input_ids[: len(tokens)].tolist(), tokens))
 
@@ -238,21 +243,65 @@ class Llama(llama_cpp.Llama):
 
     # --- state ----------------------------------------------------------------------------------------------------------------
 
+    def take_state(self, notes: Optional[dict[str, Any]] = None) -> State:
+        """What save_kv writes."""
+        memory = api.llama_get_memory(self.ctx)
+        n_tokens = int(self.n_tokens)
+        if int(api.llama_memory_seq_pos_max(memory, 0)) >= n_tokens:  # an answer that was taken back: still in the cells
+            api.llama_memory_seq_rm(memory, -1, n_tokens, -1)
+        host, caches = self._carrier().take()
+        return State(self.state_identity(), self.input_ids[:n_tokens].astype(np.int32), host, caches, notes or {})
+
+    def _carrier(self) -> Carrier:
+        def pointer(state: NDArray[np.uint8]) -> Any:
+            return ctypes.cast(state.ctypes.data, ctypes.POINTER(ctypes.c_uint8))
+
+        return Carrier(
+            native_library() if self._cache is not None else None,
+            self._cache.ids if self._cache is not None else [],
+            lambda: int(api.llama_state_get_size(self.ctx)),
+            lambda state: int(api.llama_state_get_data(self.ctx, pointer(state), state.size)),
+            lambda state: int(api.llama_state_set_data(self.ctx, pointer(state), state.size)),
+        )
+
+    def save_state(self) -> llama_cpp.LlamaState:
+        """As llama_cpp.Llama.save_state, the cache packed as it is."""
+        if self._cache is None:
+            return super().save_state()
+        data = self.take_state().to_bytes()
+        return llama_cpp.LlamaState(
+            input_ids=self.input_ids.copy(),
+            scores=self._scores.copy(),
+            n_tokens=self.n_tokens,
+            llama_state=data,
+            llama_state_size=len(data),
+            seed=self._seed,
+        )
+
     def load_state(self, state: llama_cpp.LlamaState) -> None:
-        """Go back to a state of save_state.
+        """Go back to a state of save_state, of llama_cpp.Llama's too.
 
         Raises:
             StateError: it is of another model, context or cache type; this model's state is then as it was.
         """
         before = self.save_state()
         try:
-            super().load_state(state)
+            self._take_over(state)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            super().load_state(before)
+            self._take_over(before)
             raise StateError(
                 f"a saved state of {state.n_tokens} tokens does not fit ({error}): load it into the same model, with the same "
                 'n_ctx, n_batch and logits_all, and kv="off" only if it was saved so'
             ) from error
+
+    def _take_over(self, state: llama_cpp.LlamaState) -> None:
+        if not state.llama_state.startswith(MAGIC):
+            super().load_state(state)
+            return
+        self.scores[: state.n_tokens, :] = state.scores
+        self.put_state(State.from_bytes(state.llama_state))
+        self.input_ids[:] = state.input_ids
+        self._seed = state.seed
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: the settings, not the cache."""

@@ -11,6 +11,7 @@ import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mikv_cpp.config import BALANCES, POLICIES, KVConfig
-from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError
+from mikv_cpp.errors import BudgetError, ConfigError, LibraryError, MikvError, StateError
+from mikv_cpp.transfer import Transfer
 
 _LOG = logging.getLogger("mikv_cpp")
 _LIBRARY_NAMES = {"win32": ("ggml-mikv.dll", "libggml-mikv.dll"), "darwin": ("libggml-mikv.so", "libggml-mikv.dylib")}
@@ -273,6 +275,47 @@ class Library:
         self._check(self._lib.mikv_cache_scores(cache, index, stream, pointer))
         return out
 
+    # --- saved caches ---------------------------------------------------------------------------------------------------
+
+    def write_state(self, cache: int, cells: NDArray[np.int64]) -> bytes:
+        """What these cells (stream * n_cells + cell, ascending) hold, packed as it is."""
+        chosen = np.ascontiguousarray(cells, np.int64)
+        pointer, size = self._ffi.cast("int64_t *", chosen.ctypes.data), self._ffi.new("int64_t *")
+        self._check(self._lib.mikv_state_write(cache, pointer, chosen.size, self._ffi.NULL, 0, size))
+        out = bytearray(size[0])
+        self._check(self._lib.mikv_state_write(cache, pointer, chosen.size, self._ffi.from_buffer(out), len(out), size))
+        return bytes(out)
+
+    def read_state(self, cache: int, state: bytes) -> int:
+        """The id of a twin of the cache that holds the state, in the first cells of each stream; to be given to free_cache.
+
+        Raises:
+            StateError: damaged, of another model, or too long; the cache is as it was in any case.
+        """
+        twin = self._ffi.new("uint64_t *")
+        self._check(self._lib.mikv_state_read(cache, self._ffi.from_buffer(state), len(state), self._ffi.NULL, 0, twin))
+        return int(twin[0])
+
+    def swap_state(self, cache: int, twin: int) -> None:
+        """Have a cache and a twin of it change contents."""
+        self._check(self._lib.mikv_state_swap(cache, twin))
+
+    @contextmanager
+    def watched(self, memory: NDArray[np.uint8]) -> Iterator[list[Transfer]]:
+        """Within, llama.cpp carries no rows of packed caches in this thread; at its end the list has what it did not."""
+        found: list[Transfer] = []
+        self._check(self._lib.mikv_transfers_begin(self._ffi.cast("void *", memory.ctypes.data), memory.size))
+        try:
+            yield found
+            n = self._lib.mikv_transfers(self._ffi.NULL, 0)
+            if n < 0:
+                raise StateError("llama.cpp carries parts of rows: its state cannot be kept packed")
+            notes = self._ffi.new("mikv_transfer[]", max(n, 1))
+            self._lib.mikv_transfers(notes, n)
+            found += [Transfer(**dict(self._fields(notes[i]))) for i in range(n)]
+        finally:
+            self._lib.mikv_transfers_end()
+
     # --- a cache without llama.cpp ------------------------------------------------------------------------------------
 
     def create_cache(self, config: KVConfig, shape: Shape) -> int:
@@ -333,6 +376,7 @@ class Library:
             self._lib.MIKV_ERROR_MEMORY: BudgetError,
             self._lib.MIKV_ERROR_NOT_FOUND: ConfigError,
             self._lib.MIKV_ERROR_UNSUPPORTED: ConfigError,
+            self._lib.MIKV_ERROR_STATE: StateError,
         }
         raise kinds.get(status, MikvError)(self.last_error() or f"the native library failed with status {status}")
 

@@ -18,6 +18,7 @@ from mikv_cpp.chat import Chat, Conversation
 from mikv_cpp.errors import ConfigError, MikvError
 from mikv_cpp.loading import find_model, load, say
 from mikv_cpp.model_file import ModelFile
+from mikv_cpp.session import Session
 from mikv_cpp.terminal import Bar
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     arguments.check_numbers(options)
     config = arguments.kv_setting(options)
+    cache = arguments.prompt_cache(options)
     prompt = _read_prompt(options)
     model = find_model(options)
     llm = load(options, model, config)
@@ -52,16 +54,19 @@ def _run(options: argparse.Namespace) -> int:
         llm.set_seed(options.seed)
     try:
         conversation = Conversation(llm, options.system_prompt, _is_raw(options, model), options.n_predict)
-        session = _Session(options, llm)
+        kept = Session(options.session, cache, llm, conversation)
+        printer = _Printer(options, llm, kept)
         if prompt is None:
-            Chat(conversation, session.reply, session.closing_line).run()
+            Chat(conversation, printer.reply, printer.closing_line).run()
         else:
-            out = session.reply(conversation.ask(prompt))
+            out = printer.reply(conversation.ask(prompt))
+            conversation.answered(out.text)
             if options.json:
                 print(json.dumps(report.as_json(out, llm.kv_stats(), model.name), ensure_ascii=False))
             else:
                 print(flush=True)
-        session.close()
+        kept.save()
+        printer.close()
     finally:
         llm.close()
     return 0
@@ -94,16 +99,18 @@ def _is_raw(options: argparse.Namespace, model: ModelFile) -> bool:
     return options.raw or not model.has_chat_template
 
 
-class _Session:
+class _Printer:
     """Everything that is printed between loading and leaving."""
 
-    def __init__(self, options: argparse.Namespace, llm: Llama) -> None:
+    def __init__(self, options: argparse.Namespace, llm: Llama, kept: Session) -> None:
+        self._kept = kept
         self._options = options
         self._llm = llm
         self._speed = Speed()
 
     def reply(self, tokens: list[int]) -> Answer:
         """Answer a prompt, streaming to stdout."""
+        self._kept.before(tokens)
         with Bar("prompt", "token", enabled=not self._options.verbose) as bar:
 
             def write(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Optional
 
 import numpy as np
 from native_library import check, ffi, lib
@@ -111,6 +112,27 @@ class NativeCache:
 
     def copy_stream(self, source: int, target: int) -> None:
         check(lib.mikv_cache_copy_stream(self.id, source, target))
+
+    def write_state(self, cells: Optional[np.ndarray] = None) -> bytes:
+        """A state of these cells, stream * n_cells + cell; default: all of them."""
+        if cells is None:
+            cells = np.arange(self.shape.n_stream * self.shape.n_cells)
+        cells, size = np.ascontiguousarray(cells, np.int64), ffi.new("int64_t *")
+        pointer = ffi.from_buffer("int64_t[]", cells)
+        check(lib.mikv_state_write(self.id, pointer, len(cells), ffi.NULL, 0, size))
+        out = bytearray(size[0])
+        check(lib.mikv_state_write(self.id, pointer, len(cells), ffi.from_buffer(out), len(out), size))
+        return bytes(out)
+
+    def read_state(self, state: bytes, cells: Optional[np.ndarray] = None) -> None:
+        """Become what the state says, in these cells; default: the first ones of each stream."""
+        twin, pointer, n = ffi.new("uint64_t *"), ffi.NULL, 0
+        if cells is not None:
+            cells = np.ascontiguousarray(cells, np.int64)
+            pointer, n = ffi.from_buffer("int64_t[]", cells), len(cells)
+        check(lib.mikv_state_read(self.id, ffi.from_buffer(state), len(state), pointer, n, twin))
+        check(lib.mikv_state_swap(self.id, twin[0]))
+        check(lib.mikv_cache_free(twin[0]))
 
     def stats(self):
         """mikv_stats."""

@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-waiting", type=int, default=32, metavar="N", help="requests that may wait for the model (default %(default)s)"
     )
     arguments.add_cache(parser)
+    arguments.add_states(parser)
     arguments.add_machine(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="llama.cpp's log, every request, and tracebacks")
     return parser
@@ -86,6 +87,7 @@ def _serve(options: argparse.Namespace) -> int:
     arguments.check_numbers(options)
     _check_limits(options)
     config = arguments.kv_setting(options)
+    prompt_cache = arguments.prompt_cache(options)
     _check_extra()
     with _listen(options.host, options.port) as listener:
         model = find_model(options)
@@ -94,12 +96,15 @@ def _serve(options: argparse.Namespace) -> int:
         llm = load(options, model, config, ServedLlama)
         assert isinstance(llm, ServedLlama)
         llm.max_prompt = options.max_prompt
+        llm.prompt_cache = prompt_cache
         service = _service(options, llm, _embedder(options, model) if options.embeddings else None)
         try:
             _run(service, listener, options)
         finally:
             service.stop()
             service.desk.join(_SHUTDOWN_SECONDS)
+            if llm.prompt_cache is not None and not service.desk.is_busy:
+                llm.prompt_cache.keep(llm)
     return 0
 
 

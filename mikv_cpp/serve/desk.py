@@ -12,6 +12,7 @@ from typing import Any, Optional, TypeVar
 
 from mikv_cpp.answer import Speed, context_size
 from mikv_cpp.llama import Llama
+from mikv_cpp.prompt_cache import PromptCache
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ class ServedLlama(Llama):
         self.usage = Usage()
         self.speed = Speed()
         self.max_prompt = 0
+        self.prompt_cache: Optional[PromptCache] = None
         super().__init__(*args, **kwargs)
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -74,7 +76,7 @@ class ServedLlama(Llama):
         most = min(self.max_prompt or context_size(self), context_size(self) - 1)
         if len(tokens) > most:
             raise PromptTooLong(len(tokens), most)
-        n_cached = min(self._reusable(tokens), len(tokens) - 1)
+        n_cached = self._swap_states(tokens, min(self.reusable(tokens), len(tokens) - 1))
         if n_cached < min(WORTH_KEEPING, self.n_tokens) or self._lost_by_rollback(n_cached):
             self.forget()
             n_cached = 0
@@ -90,6 +92,13 @@ class ServedLlama(Llama):
             if sampler is not None:  # it refers to itself: its memory would wait for Python's collector of cycles
                 sampler.close()
                 self._sampler = None
+
+    def _swap_states(self, tokens: Sequence[int], n_cached: int) -> int:
+        """Keep on disk what another conversation displaces, and fetch that one; how many of its tokens are there now."""
+        if self.prompt_cache is None or n_cached >= self.n_tokens > 0:
+            return n_cached
+        self.prompt_cache.keep(self)
+        return min(self.prompt_cache.fetch(self, tokens, n_cached), len(tokens) - 1)
 
     def _count(self, usage: Usage, seconds: float) -> None:
         if usage.generated:

@@ -7,6 +7,7 @@
 
 #include "ggml-impl.h"
 #include "ggml/address.h"
+#include "ggml/transfers.h"
 #include "store/error.h"
 #include "store/registry.h"
 
@@ -55,6 +56,9 @@ std::vector<uint8_t> read_logical(const ggml_tensor * root, const RowSpan & span
 }
 
 void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    if (note_transfer(tensor, data, offset, size)) {
+        return;
+    }
     const ggml_tensor *        root  = root_of(tensor);
     const RowSpan              span  = rows_of(root, kv_offset(tensor) + offset, size);
     const std::vector<uint8_t> bytes = read_logical(root, span);
@@ -62,6 +66,9 @@ void get_tensor(ggml_backend_buffer_t, const ggml_tensor * tensor, void * data, 
 }
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    if (note_transfer(tensor, data, offset, size)) {
+        return;
+    }
     const ggml_tensor *  root = root_of(tensor);
     const KvTensor &     kv   = *static_cast<KvTensor *>(root->extra);
     const RowSpan        span = rows_of(root, kv_offset(tensor) + offset, size);
@@ -105,7 +112,7 @@ bool cpy_tensor(ggml_backend_buffer_t, const ggml_tensor * src, ggml_tensor * ds
 
 void clear(ggml_backend_buffer_t buffer, uint8_t) {
     KvBuffer * kv = buffer_of(buffer);
-    for (size_t i = 0; i < kv->n_caches(); i++) {
+    for (size_t i = 0; i < kv->n_caches() && !is_watching(); i++) {
         kv->cache_at(i).clear();
     }
 }

@@ -64,6 +64,7 @@ GraphIdentity Plan::identity_of(const ggml_cgraph * graph, int n_threads) {
     identity.nodes     = graph->nodes;
     identity.n_nodes   = graph->n_nodes;
     identity.n_threads = n_threads;
+    identity.moves     = Cache::moves();
     return identity;
 }
 

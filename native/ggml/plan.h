@@ -18,9 +18,10 @@ struct GraphIdentity {
     uint64_t       uid     = 0; // 0: never the same
     ggml_tensor ** nodes   = nullptr;
     int            n_nodes = 0, n_threads = 0;
+    uint64_t       moves = 0; // of caches' contents: a plan knows where they lie
 
     bool same(const GraphIdentity & b) const {
-        return uid && uid == b.uid && nodes == b.nodes && n_nodes == b.n_nodes && n_threads == b.n_threads;
+        return uid && uid == b.uid && nodes == b.nodes && n_nodes == b.n_nodes && n_threads == b.n_threads && moves == b.moves;
     }
 };
 

@@ -16,7 +16,8 @@ typedef enum mikv_status {
     MIKV_ERROR_MEMORY      = 2, /* an allocation failed */
     MIKV_ERROR_NOT_FOUND   = 3, /* unknown device, cache id, layer, policy or kernel */
     MIKV_ERROR_BUDGET      = 4, /* the budget is too small; the sentence names the smallest that works */
-    MIKV_ERROR_UNSUPPORTED = 5  /* this build or machine cannot do it */
+    MIKV_ERROR_UNSUPPORTED = 5, /* this build or machine cannot do it */
+    MIKV_ERROR_STATE       = 6  /* a saved state that is damaged, or of something else than this cache */
 } mikv_status;
 
 /* mikv_config.balance: how channels of the keys are weighed against those of the queries before quantizing. */
@@ -162,6 +163,37 @@ mikv_status  mikv_cache_layer_stats(uint64_t id, int32_t index, mikv_layer_stats
 mikv_status  mikv_cache_precision(uint64_t id, int32_t index, int32_t stream, uint8_t * out);
 /* out: float [n_head_kv][n_cells], accumulated attention mass of refined rows, and of all rows of a pool; 0 elsewhere */
 mikv_status  mikv_cache_scores(uint64_t id, int32_t index, int32_t stream, float * out);
+
+/* --- saved caches -----------------------------------------------------------------------------------------------------------
+ * A state is what some cells of a cache hold, packed as it is (FORMAT.md, "A saved cache"), the same on every device. Reading one checks
+ * all of it before anything changes; mikv_cpp/state.py makes files of states, and docs/state.md says how llama.cpp's part comes with them. */
+
+/* cells: [n] of the cache, stream * n_cells + cell, ascending. out: `capacity` bytes, or NULL to be told the size alone. */
+mikv_status  mikv_state_write(uint64_t id, const int64_t * cells, int64_t n, uint8_t * out, int64_t capacity, int64_t * size_bytes);
+/* twin: the id of a new cache of this one's layout that holds the state, to be given to mikv_cache_free(); this one stays as it is.
+ * cells: [n] where the tokens go, as above and as many in each stream as were saved; NULL: to the first cells of each stream. Rows of another
+ * codec, and keys that come into other blocks of 128 cells, are decoded and stored again; the others are copied. */
+mikv_status  mikv_state_read(uint64_t id, const uint8_t * data, int64_t size_bytes, const int64_t * cells, int64_t n, uint64_t * twin);
+/* Contents of the two change places; what was read last for a cache can be brought back so. */
+mikv_status  mikv_state_swap(uint64_t id, uint64_t twin);
+
+/* Rows that llama.cpp carries between a KV tensor and memory, whole state or sequence, when it saves or loads a state. */
+typedef struct mikv_transfer {
+    uint64_t cache;
+    int64_t  first_row;     /* stream * n_cells + cell */
+    int64_t  n_rows;
+    int64_t  offset_bytes;  /* in the memory watched */
+    int64_t  size_bytes;
+    int32_t  index;         /* layer of the cache */
+    int32_t  value;         /* 0: keys, 1: values */
+} mikv_transfer;
+
+/* From now on what this thread has llama.cpp carry between packed KV tensors and memory is noted, and not done: nothing is read, written or
+ * cleared, until mikv_transfers_end(). data: the `size_bytes` that llama_state_get_data() or _set_data() works on. */
+mikv_status  mikv_transfers_begin(const void * data, int64_t size_bytes);
+/* How many were noted, the first `capacity` written; -1: one was not of whole rows, or of other memory with something in it. */
+int32_t      mikv_transfers(mikv_transfer * out, int32_t capacity);
+void         mikv_transfers_end(void);
 
 /* --- a cache without llama.cpp: for tests, benchmarks and other engines ---------------------------------------------------- */
 

@@ -12,6 +12,7 @@ namespace mikv {
 namespace {
 
 std::atomic<uint64_t> last_id{0};
+std::atomic<uint64_t> n_moves{0};
 
 size_t state_bytes(const HeadLayout & l, bool query_sums, int n_blocks) {
     return sizeof(HeadState) + sizeof(float) * l.k.dim * (query_sums ? 3 : 1) + size_t(n_blocks);
@@ -122,6 +123,31 @@ void free_row(Head & head, int row) {
     s.n_free_rows++;
 }
 
+std::vector<uint32_t> free_list(const Head & head, Held what) {
+    const bool            rows = what == Held::rows;
+    const float *         mass = rows ? head.view.row_mass : head.view.slot_mass;
+    const int             n    = rows ? head.state.n_free_rows : head.view.whole() ? 0 : head.state.n_free;
+    std::vector<uint32_t> order;
+    uint32_t              at = rows ? head.state.first_free_row : head.state.first_free;
+    for (int i = 0; i < n; i++) {
+        order.push_back(at);
+        at = next_free(mass, at);
+    }
+    return order;
+}
+
+void set_free_list(Head & head, Held what, const std::vector<uint32_t> & order) {
+    const bool rows = what == Held::rows;
+    float *    mass = rows ? head.view.row_mass : head.view.slot_mass;
+    uint32_t   next = uint32_t(rows ? head.view.n_cells : head.view.n_slots);
+    for (size_t i = order.size(); i-- > 0;) {
+        set_next_free(mass, order[i], next);
+        next = order[i];
+    }
+    (rows ? head.state.first_free_row : head.state.first_free) = next;
+    (rows ? head.state.n_free_rows : head.state.n_free)        = int32_t(order.size());
+}
+
 mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
                           std::shared_ptr<Cache> * out) {
     CacheLayout layout;
@@ -130,32 +156,65 @@ mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, 
     }
     std::shared_ptr<Cache> cache(new Cache);
     cache->id_     = ++last_id;
+    cache->family_ = cache->id_;
     cache->shape_  = shape;
     cache->config_ = applied_config(config, shape, layout);
     cache->layout_ = layout;
     cache->policy_ = policy_named(config.policy);
     cache->layers_ = std::move(layers);
-    for (int i = 0; i < shape.n_layer; i++) {
-        cache->memory_.push_back(std::make_unique<Memory>());
-        if (!cache->memory_.back()->allocate(layout.layer_bytes(i) * size_t(shape.n_stream))) {
-            return fail(MIKV_ERROR_MEMORY,
-                        "%lld bytes of memory for the KV cache are not to be had: use a smaller context or budget",
-                        (long long)planned_bytes(layout, shape));
-        }
+    if (!cache->allocate()) {
+        return fail(MIKV_ERROR_MEMORY,
+                    "%lld bytes of memory for the KV cache are not to be had: use a smaller context or budget",
+                    (long long)planned_bytes(layout, shape));
     }
-    const size_t heads = size_t(shape.n_layer) * shape.n_stream * shape.n_head_kv;
-    cache->states_.resize(heads);
-    cache->mean_sums_.resize(heads * size_t(layout.heads.front().k.dim));
-    cache->balancers_.resize(heads * size_t(layout.balancer_dim));
-    cache->has_mean_.resize(heads * size_t(layout.n_blocks));
-    cache->query_sums_.resize(layout.query_sums ? 2 * heads * size_t(layout.heads.front().k.dim) : 0);
-    for (int i = 0; i < shape.n_stream; i++) {
-        cache->cells_.push_back(std::make_unique<CellTable>(shape.n_cells));
-    }
-    cache->staging_ = std::make_unique<Staging>(shape.n_head_kv, shape.head_dim_k, shape.head_dim_v);
-    cache->clear();
     *out = cache;
     return MIKV_OK;
+}
+
+bool Cache::allocate() {
+    for (int i = 0; i < shape_.n_layer; i++) {
+        memory_.push_back(std::make_unique<Memory>());
+        if (!memory_.back()->allocate(layout_.layer_bytes(i) * size_t(shape_.n_stream))) {
+            return false;
+        }
+    }
+    const size_t heads = size_t(shape_.n_layer) * shape_.n_stream * shape_.n_head_kv;
+    states_.resize(heads);
+    mean_sums_.resize(heads * size_t(layout_.heads.front().k.dim));
+    balancers_.resize(heads * size_t(layout_.balancer_dim));
+    has_mean_.resize(heads * size_t(layout_.n_blocks));
+    query_sums_.resize(layout_.query_sums ? 2 * heads * size_t(layout_.heads.front().k.dim) : 0);
+    for (int i = 0; i < shape_.n_stream; i++) {
+        cells_.push_back(std::make_unique<CellTable>(shape_.n_cells));
+    }
+    staging_ = std::make_unique<Staging>(shape_.n_head_kv, shape_.head_dim_k, shape_.head_dim_v);
+    clear();
+    return true;
+}
+
+std::shared_ptr<Cache> Cache::empty_twin() const {
+    std::shared_ptr<Cache> twin(new Cache);
+    twin->id_     = ++last_id;
+    twin->family_ = family_;
+    twin->shape_  = shape_;
+    twin->config_ = config_;
+    twin->layout_ = layout_;
+    twin->policy_ = policy_;
+    twin->layers_ = layers_;
+    return twin->allocate() ? twin : nullptr;
+}
+
+uint64_t Cache::moves() { return n_moves; }
+
+void Cache::swap_contents(Cache & twin) {
+    n_moves++;
+    memory_.swap(twin.memory_);
+    states_.swap(twin.states_);
+    mean_sums_.swap(twin.mean_sums_);
+    has_mean_.swap(twin.has_mean_);
+    query_sums_.swap(twin.query_sums_);
+    balancers_.swap(twin.balancers_);
+    cells_.swap(twin.cells_);
 }
 
 Head Cache::head(int index, int stream, int h) {

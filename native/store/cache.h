@@ -67,6 +67,12 @@ public:
     void index_cells(const Head & head, int first, int last, int32_t * place) const;
 
     void clear();
+    // An empty cache of the same layout and layers, with an id of its own; null: no memory.
+    std::shared_ptr<Cache> empty_twin() const;
+    bool                   is_twin(const Cache & other) const { return family_ == other.family_; }
+    // All that is remembered changes places with the twin's: a Head that was asked for before is of the other one then.
+    void            swap_contents(Cache & twin);
+    static uint64_t moves(); // how often that happened, to any cache
     // One layer's rows, keys and values; and what is known of the cells, once for all layers.
     void copy_stream(int index, int from, int to);
     void copy_stream_cells(int from, int to);
@@ -86,6 +92,7 @@ public:
 
 private:
     Cache() = default;
+    bool allocate(); // what layout_ says; false: no memory
     void reset_head(Head head);
     // Places of all rows of a pool, or of those of n cells.
     std::vector<int32_t> places(const Head & head, int first_cell, int n) const;
@@ -93,7 +100,8 @@ private:
     void write_head(Head & head, bool value, int stream, int first_cell, int n, const std::vector<float> & rows, bool adopt);
     int  flat(int index, int stream, int head) const { return (index * shape_.n_stream + stream) * shape_.n_head_kv + head; }
 
-    uint64_t                                id_ = 0;
+    uint64_t                                id_     = 0;
+    uint64_t                                family_ = 0; // id of the cache that this is a twin of, or its own
     mikv_shape                              shape_{};
     mikv_config                             config_{};
     CacheLayout                             layout_;
@@ -119,5 +127,9 @@ void free_exact_of(Head & head, int exact);
 void free_place(Head & head, int32_t place);
 int  take_row(Head & head, uint32_t cell); // of a pool; -1: none free
 void free_row(Head & head, int row);
+// Slots, or rows of a pool, that nobody holds, in the order in which they will be taken.
+enum class Held { slots, rows };
+std::vector<uint32_t> free_list(const Head & head, Held what);
+void set_free_list(Head & head, Held what, const std::vector<uint32_t> & order); // of those whose owner is free_slot
 
 } // namespace mikv

@@ -131,6 +131,18 @@ void CellTable::hold(int cell, int sinks) {
     }
 }
 
+void CellTable::restore(int cell, const Note & note) {
+    born_[cell]  = note.born;
+    seen_[cell]  = note.seen;
+    flags_[cell] = note.flags & (cell_holds | cell_sink | cell_recent);
+    n_held_ += holds(cell);
+}
+
+void CellTable::restore_clock(uint32_t now, uint32_t batches) {
+    now_   = now;
+    batch_ = batches;
+}
+
 void CellTable::clear() {
     std::fill(flags_.begin(), flags_.end(), uint8_t(0));
     std::fill(staged_.begin(), staged_.end(), -1);

@@ -30,6 +30,16 @@ public:
     void hold(int cell, int sinks);
     void clear();
 
+    // What is noted of a cell, as it goes to a state file and comes back.
+    struct Note {
+        uint32_t born, seen;
+        uint8_t  flags;
+    };
+    Note     note(int cell) const { return {born_[cell], seen_[cell], uint8_t(flags_[cell] & ~cell_loading)}; }
+    uint32_t batches() const { return batch_; }
+    void     restore(int cell, const Note & note); // of an empty table, before restore_clock
+    void     restore_clock(uint32_t now, uint32_t batches);
+
     int  size() const { return int(born_.size()); }
     bool holds(int cell) const { return flags_[cell] & cell_holds; }
     bool is_sink(int cell) const { return flags_[cell] & cell_sink; }
