@@ -29,24 +29,73 @@ def hadamard(n: int) -> np.ndarray:
     return out
 
 
-def enter(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None) -> np.ndarray:
-    """Keys or values, float [..., head_dim], in the cache's space, float64 [..., row_dim]. b: [head_dim] or None."""
+def is_order(b: np.ndarray | None) -> bool:
+    """Whether what a head settled on is an order of its channels."""
+    return b is not None and b.dtype.kind == "i"
+
+
+def rotation(n: int, lead: int) -> np.ndarray:
+    """H of the leading channels, and H of the rest."""
+    out = np.zeros((n, n))
+    out[:lead, :lead], out[lead:, lead:] = hadamard(lead), hadamard(n - lead)
+    return out
+
+
+def enter(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
+    """Keys or values, float [..., head_dim], in the cache's space, float64 [..., row_dim].
+
+    b: factors [head_dim], an order of the channels (int), a basis [head_dim, head_dim] with its axes in rows, or None. lead:
+    channels that are rotated apart from the rest.
+    """
     dim = rows.shape[-1]
     x = np.zeros((*rows.shape[:-1], row_dim(dim)))
-    x[..., :dim] = rows if b is None else np.asarray(rows, np.float64) * b
-    return x @ hadamard(x.shape[-1]) if rotate else x
+    rows = np.asarray(rows, np.float64)
+    if b is None:
+        x[..., :dim] = rows
+    elif is_order(b):
+        x[..., :dim] = rows[..., b]
+    else:
+        x[..., :dim] = rows @ b.T if b.ndim == 2 else rows * b
+    return x @ rotation(x.shape[-1], lead) if rotate else x
 
 
-def enter_query(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None) -> np.ndarray:
-    """Queries, as `enter`."""
-    return enter(rows, rotate, None if b is None else 1 / b)
+def enter_query(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
+    """Queries, as `enter`: divided by factors, else the same way as keys."""
+    return enter(rows, rotate, b if b is None or is_order(b) or b.ndim == 2 else 1 / b, lead)
 
 
-def leave(rows: np.ndarray, dim: int, rotate: bool, b: np.ndarray | None = None) -> np.ndarray:
+def leave(rows: np.ndarray, dim: int, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
     """The inverse of `enter`: float64 [..., dim]."""
     x = np.asarray(rows, np.float64)
-    x = (x @ hadamard(x.shape[-1]) if rotate else x)[..., :dim]
+    x = (x @ rotation(x.shape[-1], lead) if rotate else x)[..., :dim]
+    if b is not None and is_order(b):
+        out = np.empty_like(x)
+        out[..., b] = x
+        return out
+    if b is not None and b.ndim == 2:
+        return np.asarray(x @ b)
     return x if b is None else x / b
+
+
+def order(balance: str, q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Channels int [dim] by salience, mean |q| times the range of k (MixKVQ, arXiv 2512.19206), the largest first.
+
+    "range": by the range of k alone.
+    """
+    q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
+    salience = np.ptp(k, axis=0) * (np.abs(q).sum(axis=0) if balance == "salience" else 1.0)
+    return np.argsort(-np.where(np.isfinite(salience), salience, -1.0), kind="stable")
+
+
+def basis(k: np.ndarray) -> np.ndarray:
+    """Principal axes of keys [n, dim] about their mean, float64 [dim, dim] in rows, the largest variance first.
+
+    Each axis's largest component is positive.
+    """
+    k = np.asarray(k, np.float64)
+    axes = np.linalg.eigh(np.cov(k, rowvar=False))[1].T[::-1]
+    most = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    return np.asarray(axes * np.sign(most))
 
 
 def balancer(balance: str, q: np.ndarray, k: np.ndarray) -> np.ndarray:
