@@ -38,13 +38,13 @@ def pyramid(n_layer: int, share: float) -> list[str]:
 
 
 def kvmix(n_layer: int, share: float) -> list[str]:
-    """Every fifth layer at KVmix's high bits: what a model gets whose layers were not measured. The paper calls it random layers."""
+    """Every fifth layer at KVmix's high bits: for a model whose layers were not measured; the paper's random layers."""
     every = round(1 / KVMIX_HIGH)
     return [f"{layer}:{kvmix_row(True, True, share)}" for layer in range(every // 2, n_layer, every)]
 
 
 def kvmix_row(high_keys: bool, high_values: bool, share: float) -> str:
-    """A layer's choices: 3-bit keys, 4-bit values, and twice the recent tokens (20 % of them in the paper where 2 bits have 10 %)."""
+    """A layer's choices: 3-bit keys, 4-bit values, and twice the recent tokens (in the paper 20 %, where 2 bits have 10 %)."""
     return f"{'k3' if high_keys else ''}{'v4' if high_values else ''}s{min(2 * share, _MOST):.4f}"
 
 
@@ -59,4 +59,9 @@ def pool_pyramid(n_layer: int) -> list[str]:
 POOL_SPREADS: Mapping[str, Callable[[int], list[str]]] = {"uniform": lambda _n_layer: [], "pyramid": pool_pyramid}
 
 #: By the names that KVConfig.spread takes: rows from (number of layers, mean share).
-SPREADS: Mapping[str, Callable[[int, float], list[str]]] = {"uniform": uniform, "ends": ends, "pyramid": pyramid, "kvmix": kvmix}
+SPREADS: Mapping[str, Callable[[int, float], list[str]]] = {
+    "uniform": uniform,
+    "ends": ends,
+    "pyramid": pyramid,
+    "kvmix": kvmix,
+}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Gradient norms of each layer's key and value projections, for `python -m mikv_cpp.calibrate M --method kvmix --gradients FILE`.
+"""Gradient norms of key and value projections, for `python -m mikv_cpp.calibrate M --method kvmix --gradients FILE`.
 
-KVmix's own importance (arXiv 2506.08018, section 3): s_k[i] = ||dL / dW_k[i]||_2 and s_v[i] = ||dL / dW_v[i]||_2 of the language
-modelling loss, averaged over prompts. It needs the model in Hugging Face's form, torch and transformers (`pip install torch
-transformers`), and memory for the model and the gradients of these projections.
+KVmix's own importance (arXiv 2506.08018, section 3): s_k[i] = ||dL / dW_k[i]||_2 and s_v[i] = ||dL / dW_v[i]||_2 of the
+language modelling loss, averaged over prompts. It needs the model in Hugging Face's form, torch and transformers
+(`pip install torch transformers`), and memory for the model and the gradients of these projections.
 
     kvmix_gradients.py HuggingFaceTB/SmolLM2-135M-Instruct --text a.txt --text b.txt -o norms.json
 """

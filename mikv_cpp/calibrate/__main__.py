@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kv",
         metavar="NAME",
-        help=f"preset or profile whose policy, sinks and window are kept ({DEFAULT_PRESET}; with --method kvmix, {kvmix.PRESET})",
+        help=f"preset or profile whose policy, sinks and window are kept ({DEFAULT_PRESET}; for kvmix, {kvmix.PRESET})",
     )
     parser.add_argument(
         "--gradients", metavar="FILE", help="kvmix: gradient norms by layer, JSON or CSV, in place of measuring anything"
@@ -97,12 +97,10 @@ def check(args: argparse.Namespace) -> None:
         ConfigError: such an option.
     """
     check_context(args.ctx_size)
-    if (args.method == "kvmix") == (args.budget is not None):
-        raise ConfigError(
-            "--method kvmix has its own number of bits: leave --budget out"
-            if args.budget
-            else "what may the cache take? give --budget, such as --budget 22%"
-        )
+    if args.method == "kvmix" and args.budget:
+        raise ConfigError("--method kvmix has its own number of bits: leave --budget out")
+    if args.method == "search" and not args.budget:
+        raise ConfigError("nothing says what the cache may take: give --budget, such as --budget 22%")
     if args.gradients and args.method != "kvmix":
         raise ConfigError(f"--gradients {args.gradients!r} ranks layers for KVmix: add --method kvmix")
     args.kv = args.kv or (kvmix.PRESET if args.method == "kvmix" else DEFAULT_PRESET)

@@ -1,7 +1,7 @@
 """KVmix (arXiv 2506.08018): which layers' keys, and which layers' values, deserve more bits; each ranked on its own.
 
-The paper ranks layers by the gradient norms of their key and value projections. Here the importance is what 2-bit keys, or 2-bit
-values, in one layer alone add to the divergence (forward passes only), or norms that were computed elsewhere: see
+The paper ranks layers by the gradient norms of their key and value projections. Here the importance is what 2-bit keys, or
+2-bit values, in one layer alone add to the divergence (forward passes only), or norms that were computed elsewhere: see
 scripts/kvmix_gradients.py.
 """
 

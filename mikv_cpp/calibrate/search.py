@@ -26,9 +26,9 @@ from mikv_cpp.eval import bootstrap
 from mikv_cpp.eval.divergence import Scores
 
 KEPT = (  # of what the search starts from
-    "policy", "sinks", "window", "recent_share", "center_keys", "group", "rotate", "balance", "lead_share", "lead_bits", "end_points",
-    "protect",
-)  # fmt: skip
+    *("policy", "sinks", "window", "recent_share", "center_keys", "group", "rotate", "balance", "lead_share", "lead_bits"),
+    *("end_points", "protect"),
+)
 FINEST = KVConfig(
     k_bits=4, v_bits=4, refined_bits=8, refined_share=1.0
 )  # what the other layers have while one band is measured

@@ -219,12 +219,7 @@ class ReferenceCache:
         if self.config.balance != "off" and not head.settled and len(k) >= transform.ENOUGH_TOKENS:
             group = q.shape[1] // self.shape.n_head_kv
             queries = q[:, h * group : (h + 1) * group].reshape(-1, q.shape[-1])
-            if self.config.balance in ("salience", "range"):
-                head.balancer = transform.order(self.config.balance, queries, k[:, h])
-            elif self.config.balance == "basis":
-                head.balancer = transform.basis(k[:, h])
-            else:
-                head.balancer = transform.balancer(self.config.balance, queries, k[:, h])
+            head.balancer = transform.settle(self.config.balance, queries, k[:, h])
         head.settled = True
 
     def _measure(self, layer: int, stream: int, fresh: np.ndarray, mass: np.ndarray) -> None:
@@ -482,8 +477,10 @@ class ReferenceCache:
         return out
 
     def precision(self, layer: int, stream: int) -> np.ndarray:
-        """Bits of each row's key, uint8 [n_head_kv, n_cells]: 16, refined_bits, the base's (with leading channels the mean over
-        its values, rounded up), or 0 for an empty cell."""
+        """Bits of each row's key, uint8 [n_head_kv, n_cells]: 16, refined_bits, the base's, or 0 for an empty cell.
+
+        With leading channels the base has the mean over its values, rounded up.
+        """
         bits = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.uint8)
         row = self.heads[layer][stream][0].k
         bits[:, self.cells[layer][stream].born > 0] = -(-row.base.shape[1] * 8 // row.dim)

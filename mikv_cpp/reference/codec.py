@@ -104,8 +104,10 @@ def decode(
     return out
 
 
-def encode_leading(rows: np.ndarray, group: int, bits: int, refined_bits: int, n_lead: int, lead_bits: int, end_points: bool) -> Encoded:
-    """Rows whose first n_lead groups have lead_bits: two rows, one behind the other in all arrays (FORMAT.md, "Leading groups")."""
+def encode_leading(
+    rows: np.ndarray, group: int, bits: int, refined_bits: int, n_lead: int, lead_bits: int, end_points: bool = False
+) -> Encoded:
+    """Rows whose first n_lead groups have lead_bits: two rows, one behind the other in all arrays."""
     cut = n_lead * group
     lead = encode(rows[..., :cut], group, lead_bits, max(lead_bits, refined_bits), end_points)
     rest = encode(rows[..., cut:], group, bits, refined_bits, end_points)

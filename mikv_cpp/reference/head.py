@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import codec
+from . import codec, transform
 
 BLOCK_CELLS = 128  #: cells that share one mean key
 EXACT_BITS = 16  #: refined_bits of rows that are refined to float16
@@ -102,7 +102,7 @@ class Head:
     kept: np.ndarray  # bool [n_cells], cells whose row is there: all but what a pool dropped
     row_mass: np.ndarray  # float32 [n_cells], of a pool: the rows' scores
     settled: bool = False  # whether keys are balanced is decided
-    balancer: np.ndarray | None = None  # float64 [head_dim_k]; or an order, int; or a basis, float64 [head_dim_k, head_dim_k]
+    balancer: transform.Settled = None
 
     def slot_of(self, cell: int) -> int | None:
         """The slot that holds the cell's refinement, if any."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple, Union
 
 import numpy as np
 
@@ -29,9 +30,28 @@ def hadamard(n: int) -> np.ndarray:
     return out
 
 
-def is_order(b: np.ndarray | None) -> bool:
-    """Whether what a head settled on is an order of its channels."""
-    return b is not None and b.dtype.kind == "i"
+class Axes(NamedTuple):
+    """What keys and queries are turned into: a basis, or (unit vectors) another order of the channels."""
+
+    matrix: np.ndarray  #: float64 [..., head_dim, head_dim], axes in rows
+
+
+#: What a head settles on: factors [..., head_dim], axes, or nothing.
+Settled = Union[np.ndarray, Axes, None]
+
+
+def settle(balance: str, q: np.ndarray, k: np.ndarray) -> Settled:
+    """What the first micro-batch makes of it, queries [n_q, dim] and keys [n_k, dim]."""
+    if balance in ("max", "rms"):
+        return balancer(balance, q, k)
+    return Axes(basis(k) if balance == "basis" else np.eye(k.shape[-1])[order(balance, q, k)])
+
+
+def stacked(heads: list[Settled], times: int = 1) -> Settled:
+    """Of several heads, each as often as it has query heads: [n_head, ...]."""
+    if isinstance(heads[0], Axes):
+        return Axes(np.repeat(np.stack([head.matrix for head in heads if isinstance(head, Axes)]), times, axis=0))
+    return None if heads[0] is None else np.repeat(np.stack(heads), times, axis=0)  # type: ignore[arg-type]
 
 
 def rotation(n: int, lead: int) -> np.ndarray:
@@ -41,39 +61,31 @@ def rotation(n: int, lead: int) -> np.ndarray:
     return out
 
 
-def enter(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
+def enter(rows: np.ndarray, rotate: bool, b: Settled = None, lead: int = 0) -> np.ndarray:
     """Keys or values, float [..., head_dim], in the cache's space, float64 [..., row_dim].
 
-    b: factors [head_dim], an order of the channels (int), a basis [head_dim, head_dim] with its axes in rows, or None. lead:
-    channels that are rotated apart from the rest.
+    lead: channels that are rotated apart from the rest.
     """
     dim = rows.shape[-1]
     x = np.zeros((*rows.shape[:-1], row_dim(dim)))
-    rows = np.asarray(rows, np.float64)
-    if b is None:
-        x[..., :dim] = rows
-    elif is_order(b):
-        x[..., :dim] = rows[..., b]
+    if isinstance(b, Axes):
+        x[..., :dim] = np.einsum("...d,...ed->...e", np.asarray(rows, np.float64), b.matrix)
     else:
-        x[..., :dim] = rows @ b.T if b.ndim == 2 else rows * b
+        x[..., :dim] = rows if b is None else np.asarray(rows, np.float64) * b
     return x @ rotation(x.shape[-1], lead) if rotate else x
 
 
-def enter_query(rows: np.ndarray, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
-    """Queries, as `enter`: divided by factors, else the same way as keys."""
-    return enter(rows, rotate, b if b is None or is_order(b) or b.ndim == 2 else 1 / b, lead)
+def enter_query(rows: np.ndarray, rotate: bool, b: Settled = None, lead: int = 0) -> np.ndarray:
+    """Queries, as `enter`: divided by factors, turned like keys."""
+    return enter(rows, rotate, b if b is None or isinstance(b, Axes) else 1 / b, lead)
 
 
-def leave(rows: np.ndarray, dim: int, rotate: bool, b: np.ndarray | None = None, lead: int = 0) -> np.ndarray:
+def leave(rows: np.ndarray, dim: int, rotate: bool, b: Settled = None, lead: int = 0) -> np.ndarray:
     """The inverse of `enter`: float64 [..., dim]."""
     x = np.asarray(rows, np.float64)
     x = (x @ rotation(x.shape[-1], lead) if rotate else x)[..., :dim]
-    if b is not None and is_order(b):
-        out = np.empty_like(x)
-        out[..., b] = x
-        return out
-    if b is not None and b.ndim == 2:
-        return np.asarray(x @ b)
+    if isinstance(b, Axes):
+        return np.asarray(np.einsum("...e,...ed->...d", x, b.matrix))
     return x if b is None else x / b
 
 

@@ -311,7 +311,7 @@ POLICY_FAULTS = {
     "expected, least first": ("expected", lambda query: -query.mass),
     "expected*v, its logarithm": ("expected*v", lambda query: query.mass),
     "rdkv, by the sum of squares alone": ("rdkv", lambda query: query.mass),
-    "rdkv*v, squared but not v": ("rdkv*v", lambda query: policy.normalized(query)),
+    "rdkv*v, squared but not v": ("rdkv*v", policy.normalized),
     "keydiff, likest first": ("keydiff", lambda query: -query.mass),
     "h2o*v, against v": ("h2o*v", lambda query: query.mass / query.value_norm**4),
     "recent, oldest first": ("recent", lambda query: -query.born.astype(np.float32)),
