@@ -16,7 +16,7 @@ REFINED_BITS = (4, 5, 6, 8)
 EXACT_BITS = 16  #: refined_bits of tokens that are refined to f16
 HALF = -1  #: the group of half the head size
 GROUPS = (0, 32, 64, HALF)
-BALANCES = ("off", "max", "rms", "salience", "range", "basis")
+BALANCES = ("off", "max", "rms", "salience", "range", "basis", "alike")
 MAX_SINKS = 64
 MAX_WINDOW = 4096
 
@@ -100,7 +100,7 @@ class KVConfig:
         rotate: rotate keys, queries and values (Hadamard) before quantizing. llama.cpp does it where it can and keys are not
             balanced, mikv_cpp elsewhere.
         balance: weigh the channels of keys against those of queries before quantizing (and before the rotation): "off"; "max",
-            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); or "rms", damped. Or put them in another order, for
+            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); or "rms", damped; or "alike", by the keys alone, so that all channels have one range. Or put them in another order, for
             lead_share: "salience" by mean |q| times the range of the keys, "range" by the latter alone, "basis" by principal
             axes of the keys. Each KV head's is fixed by the first micro-batch that it meets, if that has 32 tokens or more:
             until the cache is cleared.
@@ -315,6 +315,20 @@ PRESETS: dict[str, KVConfig] = {
         window=0,
         balance="salience",
         lead_share=0.25,
+    ),
+    # 2 bits, keys as if each channel were quantized on its own, the last 128 tokens exact
+    "kivi": KVConfig(
+        k_bits=2,
+        v_bits=2,
+        refined_bits=EXACT_BITS,
+        refined_share=0.0,
+        policy="recent",
+        sinks=0,
+        window=128,
+        group=32,
+        rotate=False,
+        balance="alike",
+        protect=False,
     ),
     # keys in principal axes of which the retained keep the first half, at 4 bits; the important ones all, at 5
     "mixeddim": KVConfig(

@@ -19,7 +19,7 @@ def native_config(config: Config, budget_bytes: int = 0, layers: str = ""):
     for name in ("k_bits", "v_bits", "lead_bits", "refined_bits", "group", "sinks", "window", *shares):
         setattr(c, name, getattr(config, name))
     c.center_keys, c.rotate, c.end_points = int(config.center_keys), int(config.rotate), int(config.end_points)
-    c.balance = ("off", "max", "rms", "salience", "range", "basis").index(config.balance)
+    c.balance = ("off", "max", "rms", "salience", "range", "basis", "alike").index(config.balance)
     c.policy = config.policy.encode()
     if layers:
         c.layers = b"test"

@@ -71,7 +71,7 @@ def read_importance(path: str, layers: Iterable[int]) -> dict[int, Importance]:
 def _norm(value: Any) -> float:
     number = float(value)
     if not 0 <= number < float("inf"):
-        raise ValueError(f"{value} is no norm")
+        raise ValueError(value)
     return number
 
 

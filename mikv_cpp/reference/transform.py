@@ -42,6 +42,8 @@ Settled = Union[np.ndarray, Axes, None]
 
 def settle(balance: str, q: np.ndarray, k: np.ndarray) -> Settled:
     """What the first micro-batch makes of it, queries [n_q, dim] and keys [n_k, dim]."""
+    if balance == "alike":
+        return alike(k)
     if balance in ("max", "rms"):
         return balancer(balance, q, k)
     return Axes(basis(k) if balance == "basis" else np.eye(k.shape[-1])[order(balance, q, k)])
@@ -97,6 +99,17 @@ def order(balance: str, q: np.ndarray, k: np.ndarray) -> np.ndarray:
     q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
     salience = np.ptp(k, axis=0) * (np.abs(q).sum(axis=0) if balance == "salience" else 1.0)
     return np.argsort(-np.where(np.isfinite(salience), salience, -1.0), kind="stable")
+
+
+def alike(k: np.ndarray) -> np.ndarray:
+    """Factors that give all channels of keys [n, dim] one range, float64 [dim] with the values of float16.
+
+    1 / range, times the geometric mean of the ranges; a channel without a range counts as 1.
+    """
+    ranges = np.ptp(np.asarray(k, np.float64), axis=0)
+    ranges = np.where(np.isfinite(ranges) & (ranges > 0), ranges, 1.0)
+    b = np.clip(np.exp(np.log(ranges).mean()) / ranges, 1 / 1024, 1024)
+    return np.asarray(b.astype(np.float32).astype(np.float16).astype(np.float64))
 
 
 def basis(k: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ mikv_status config_from_environment(mikv_config * config) {
         {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys},
         {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
         {"MIKV_ROTATE", 0, 1, &c.rotate},
-        {"MIKV_BALANCE", 0, MIKV_BALANCE_BASIS, &c.balance},
+        {"MIKV_BALANCE", 0, MIKV_BALANCE_ALIKE, &c.balance},
         {"MIKV_LEAD_BITS", 2, 4, &c.lead_bits},
         {"MIKV_END_POINTS", 0, 1, &c.end_points},
     };

@@ -27,7 +27,9 @@ typedef enum mikv_balance {
     /* not weighed, but put in another order or basis, for lead_share; queries go the same way */
     MIKV_BALANCE_SALIENCE = 3, /* channels by mean |q| * (max k - min k), the largest first (MixKVQ, arXiv 2512.19206) */
     MIKV_BALANCE_RANGE    = 4, /* channels by max k - min k alone */
-    MIKV_BALANCE_BASIS    = 5  /* principal axes of the keys, the largest variance first (as MixedDimKV, arXiv 2603.20616) */
+    MIKV_BALANCE_BASIS    = 5, /* principal axes of the keys, the largest variance first (as MixedDimKV, arXiv 2603.20616) */
+    /* weighed by the keys alone */
+    MIKV_BALANCE_ALIKE    = 6  /* b = 1 / (max k - min k): all channels have one range, as if each were quantized on its own (KIVI, arXiv 2402.02750) */
 } mikv_balance;
 
 #define MIKV_GROUP_HALF -1 /* mikv_config.group: half the head size where that is 32 or 64, else automatic */

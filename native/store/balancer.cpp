@@ -38,6 +38,8 @@ void make(Cache & cache, const StepShape & shape, const StepData & data, int hea
     }
     if (is_order(balance)) {
         make_order(balance, sample, balancer);
+    } else if (balance == Balance::alike) {
+        make_alike(sample, balancer);
     } else if (balance == Balance::basis) {
         make_basis(sample, reinterpret_cast<float *>(balancer));
     }

@@ -210,7 +210,7 @@ mikv_status check_config(const mikv_config & c) {
     mikv_status status = check_range("center_keys", c.center_keys, 0, 1);
     status             = status ? status : check_range("compress_f16", c.compress_f16, 0, 1);
     status             = status ? status : check_range("rotate", c.rotate, 0, 1);
-    status             = status ? status : check_range("balance", c.balance, MIKV_BALANCE_OFF, MIKV_BALANCE_BASIS);
+    status             = status ? status : check_range("balance", c.balance, MIKV_BALANCE_OFF, MIKV_BALANCE_ALIKE);
     status             = status ? status : check_range("end_points", c.end_points, 0, 1);
     if (status) {
         return status;

@@ -4,10 +4,13 @@
 #include <cmath>
 #include <numeric>
 
+#include "codec/half.h"
+
 namespace mikv {
 
 namespace {
 
+constexpr double largest_factor = 1024.0; // and its inverse the smallest, as of a balancer
 constexpr int    most_sweeps = 30; // of Jacobi's method; 6 to 10 are usual
 constexpr double small       = 1e-22; // squared, of what is left off the diagonal over all
 
@@ -119,6 +122,19 @@ void make_order(Balance balance, const Sample & sample, uint16_t * order) {
     const std::vector<size_t> channels = descending(saliences(balance, sample));
     for (size_t i = 0; i < channels.size(); i++) {
         order[i] = uint16_t(channels[i]);
+    }
+}
+
+void make_alike(const Sample & sample, uint16_t * factors) {
+    std::vector<double> ranges = saliences(Balance::range, sample);
+    double              logs   = 0.0;
+    for (double & range : ranges) {
+        range = range > 0.0 ? range : 1.0;
+        logs += std::log(range);
+    }
+    const double mean = std::exp(logs / double(ranges.size()));
+    for (size_t i = 0; i < ranges.size(); i++) {
+        factors[i] = half_nearest(float(std::min(std::max(mean / ranges[i], 1.0 / largest_factor), largest_factor)));
     }
 }
 

@@ -8,7 +8,7 @@
 
 namespace mikv {
 
-enum class Balance { off, largest, damped, salience, range, basis };
+enum class Balance { off, largest, damped, salience, range, basis, alike };
 
 constexpr bool is_order(Balance b) { return b == Balance::salience || b == Balance::range; }
 // Values of 16 bits that a head keeps of it: f16 factors or channels [dim], or a basis f32 [dim][dim].
