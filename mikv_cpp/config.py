@@ -100,10 +100,10 @@ class KVConfig:
         rotate: rotate keys, queries and values (Hadamard) before quantizing. llama.cpp does it where it can and keys are not
             balanced, mikv_cpp elsewhere.
         balance: weigh the channels of keys against those of queries before quantizing (and before the rotation): "off"; "max",
-            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); or "rms", damped; or "alike", by the keys alone, so that all channels have one range. Or put them in another order, for
-            lead_share: "salience" by mean |q| times the range of the keys, "range" by the latter alone, "basis" by principal
-            axes of the keys. Each KV head's is fixed by the first micro-batch that it meets, if that has 32 tokens or more:
-            until the cache is cleared.
+            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); "rms", damped; or "alike", by the keys alone, so that
+            all channels have one range. Or put them in another order, for lead_share: "salience" by mean |q| times the range
+            of the keys, "range" by the latter alone, "basis" by principal axes of the keys. Each KV head's is fixed by the
+            first micro-batch that it meets, if that has 32 tokens or more: until the cache is cleared.
         lead_share: share of a key's channels that lead, 0 to 1, rounded to groups (of 32, unless group says otherwise): they
             have lead_bits in place of k_bits, and are rotated apart from the rest. Which ones lead is for balance to say.
         lead_bits: bits of a leading channel of a key that is not refined, 2, 3 or 4.

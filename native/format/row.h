@@ -19,8 +19,8 @@ struct RowFormat {
     int refined_bits;   // base and refinement bits per value
     int end_points = 0; // 1: the middles of a group's first and last base bins are its extremes (FORMAT.md, "End points")
 
-    int n_lead     = 0; // leading groups of the row, whose base has
-    int lead_bits  = 0; // so many bits instead (FORMAT.md, "Leading groups")
+    int n_lead    = 0; // leading groups of the row, whose base has
+    int lead_bits = 0; // so many bits instead (FORMAT.md, "Leading groups")
 
     MIKV_METHOD int end_point_bits() const { return end_points ? bits : 0; }
     MIKV_METHOD int n_groups() const { return dim / group; }

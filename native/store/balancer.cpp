@@ -14,11 +14,11 @@ void make(Cache & cache, const StepShape & shape, const StepData & data, int hea
     std::vector<float> q(static_cast<size_t>(dim)), k(static_cast<size_t>(dim));
     Sample             sample{dim, {}, {}};
     const bool         factors = balance == Balance::largest || balance == Balance::damped;
-    const Transform    none = {dim, dim, false, nullptr},
-                    none_v  = {cache.shape().head_dim_v, cache.shape().head_dim_v, false, nullptr};
-    const int        first  = stream * shape.n_tokens;
-    const StagedRows rows   = data.rows.k ? cache.staging().rows(data.rows, first, shape.n_tokens, h, none, none_v)
-                                          : cache.staging().rows(first, shape.n_tokens, h, none, none_v);
+    const Transform    none    = {dim, dim, false, nullptr},
+                    none_v     = {cache.shape().head_dim_v, cache.shape().head_dim_v, false, nullptr};
+    const int        first     = stream * shape.n_tokens;
+    const StagedRows rows      = data.rows.k ? cache.staging().rows(data.rows, first, shape.n_tokens, h, none, none_v)
+                                             : cache.staging().rows(first, shape.n_tokens, h, none, none_v);
     for (int t = 0; t < shape.n_tokens; t++) {
         const float * key = rows.k + t * rows.k_stride;
         if (factors) {

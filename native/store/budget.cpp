@@ -91,10 +91,10 @@ HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadCh
     const int  group = group_of(c, s);
     const bool exact = choice.k_refined == exact_bits;
     HeadLayout l;
-    l.k      = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
-                c.end_points};
-    l.v      = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
-                c.end_points};
+    l.k = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
+           c.end_points};
+    l.v = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
+           c.end_points};
     l.k.n_lead    = lead_groups(c, l.k);
     l.k.lead_bits = l.k.n_lead ? c.lead_bits : 0;
     l.pooled      = is_pool(c, s);

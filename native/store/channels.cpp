@@ -11,8 +11,8 @@ namespace mikv {
 namespace {
 
 constexpr double largest_factor = 1024.0; // and its inverse the smallest, as of a balancer
-constexpr int    most_sweeps = 30; // of Jacobi's method; 6 to 10 are usual
-constexpr double small       = 1e-22; // squared, of what is left off the diagonal over all
+constexpr int    most_sweeps    = 30;     // of Jacobi's method; 6 to 10 are usual
+constexpr double small          = 1e-22;  // squared, of what is left off the diagonal over all
 
 std::vector<double> saliences(Balance balance, const Sample & s) {
     const size_t        dim = size_t(s.dim);
@@ -35,8 +35,10 @@ std::vector<double> saliences(Balance balance, const Sample & s) {
 std::vector<double> covariance(const Sample & s) {
     const size_t        dim = size_t(s.dim);
     std::vector<double> mean(dim), sum(dim * dim), x(dim);
-    size_t              n = 0;
-    const auto is_finite  = [&](const float * row) { return std::all_of(row, row + dim, [](float v) { return std::isfinite(v); }); };
+    size_t              n         = 0;
+    const auto          is_finite = [&](const float * row) {
+        return std::all_of(row, row + dim, [](float v) { return std::isfinite(v); });
+    };
     for (const float * row = s.k.data(); row < s.k.data() + s.k.size(); row += dim) {
         for (size_t i = 0; i < dim && is_finite(row); i++) {
             mean[i] += double(row[i]);
@@ -139,8 +141,8 @@ void make_alike(const Sample & sample, uint16_t * factors) {
 }
 
 void make_basis(const Sample & sample, float * basis) {
-    const size_t              dim = size_t(sample.dim);
-    std::vector<double>       a = covariance(sample), variance(dim);
+    const size_t              dim  = size_t(sample.dim);
+    std::vector<double>       a    = covariance(sample), variance(dim);
     const std::vector<double> axes = diagonalize(a, dim);
     for (size_t i = 0; i < dim; i++) {
         variance[i] = a[i * dim + i];
@@ -148,7 +150,8 @@ void make_basis(const Sample & sample, float * basis) {
     const std::vector<size_t> order = descending(variance);
     for (size_t i = 0; i < dim; i++) {
         const double * axis = axes.data() + order[i] * dim;
-        const double * most = std::max_element(axis, axis + dim, [](double x, double y) { return std::fabs(x) < std::fabs(y); });
+        const double * most =
+            std::max_element(axis, axis + dim, [](double x, double y) { return std::fabs(x) < std::fabs(y); });
         for (size_t j = 0; j < dim; j++) {
             basis[i * dim + j] = float(*most < 0 ? -axis[j] : axis[j]);
         }

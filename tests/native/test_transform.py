@@ -255,9 +255,10 @@ def energies(cache, step, first: int, n: int) -> tuple[float, float]:
     return float(((got - want) ** 2).sum()), float(((want - want.mean(axis=0)) ** 2).sum())
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("k_bits", [0, 2, 3])
 @pytest.mark.parametrize("balance", ["off", "salience", "range"])
-def test_leading_rows_read_back_as_the_definition_says(balance, k_bits, kernel):
+def test_leading_rows_read_back_as_the_definition_says(balance, k_bits):
     config = replace(EXACT, balance=balance, k_bits=k_bits)
     with NativeCache(config, LEADING_SHAPE) as cache:
         check_leading(cache, config)
