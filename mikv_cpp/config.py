@@ -16,12 +16,12 @@ REFINED_BITS = (4, 5, 6, 8)
 EXACT_BITS = 16  #: refined_bits of tokens that are refined to f16
 HALF = -1  #: the group of half the head size
 GROUPS = (0, 32, 64, HALF)
-BALANCES = ("off", "max", "rms")
+BALANCES = ("off", "max", "rms", "salience", "range", "basis", "alike")
 MAX_SINKS = 64
 MAX_WINDOW = 4096
 
 #: Policies of the native library; `register_policy` adds names.
-POLICIES = ["h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "keydiff", "recent", "random"]
+POLICIES = ["h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "rdkv", "keydiff", "recent", "random"]
 
 #: Behind a policy's name: its priorities times the norm of the value. Of the built-in ones these two give no weights.
 BY_VALUE = "*v"
@@ -82,7 +82,7 @@ class KVConfig:
     """How a cache stores its tokens. Frozen; every field is checked when it is made.
 
     Attributes:
-        k_bits: bits of a key that is not refined, 2, 3 or 4.
+        k_bits: bits of a key that is not refined, 2, 3 or 4; with lead_share also 0: only its leading channels are there.
         v_bits: the same for a value.
         refined_bits: bits of a refined token, keys and values, 2, 3, 4, 5, 6, 8 or 16 (f16); not below k_bits and v_bits.
         refined_share: share of the cache's cells that may be refined, 0 to 1; 0 leaves just what sinks and window need.
@@ -100,8 +100,13 @@ class KVConfig:
         rotate: rotate keys, queries and values (Hadamard) before quantizing. llama.cpp does it where it can and keys are not
             balanced, mikv_cpp elsewhere.
         balance: weigh the channels of keys against those of queries before quantizing (and before the rotation): "off"; "max",
-            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); or "rms", damped. Each KV head's is fixed by the first
-            micro-batch that it meets, if that has 32 tokens or more: until the cache is cleared.
+            the MiKV paper's channel balancer, sqrt(max |q| / max |k|); "rms", damped; or "alike", by the keys alone, so that
+            all channels have one range. Or put them in another order, for lead_share: "salience" by mean |q| times the range
+            of the keys, "range" by the latter alone, "basis" by principal axes of the keys. Each KV head's is fixed by the
+            first micro-batch that it meets, if that has 32 tokens or more: until the cache is cleared.
+        lead_share: share of a key's channels that lead, 0 to 1, rounded to groups (of 32, unless group says otherwise): they
+            have lead_bits in place of k_bits, and are rotated apart from the rest. Which ones lead is for balance to say.
+        lead_bits: bits of a leading channel of a key that is not refined, 2, 3 or 4.
         end_points: round the base's codes to a group's minimum and maximum (the MiKV paper's equation 1), not to bins' middles.
         recent_share: share of the refined tokens that are the sequence's most recent ones, 0 to 1; counts where it comes to
             more than window.
@@ -110,7 +115,8 @@ class KVConfig:
             "0:k4v4r8s0.5,3.1:s0.1" (a layer, and KV head 1 of another). With a budget, shares are proportions, but a share of 1
             is kept. `python -m mikv_cpp.calibrate` measures such a table for a model.
         spread: how refined tokens, or the rows of a pool, are spread over the layers: "uniform", "pyramid" (fewer from layer
-            to layer) or "ends" (the first and last two layers wholly at 8 bits); see mikv_cpp.spread. `layers` goes first. With
+            to layer), "ends" (the first and last two layers wholly at 8 bits) or "kvmix" (more bits in every fifth layer); see
+            mikv_cpp.spread. `layers` goes first. With
             a budget, these are proportions, as there.
         protect: keep keys that break at few bits at more (Qwen2's first layer; see mikv_cpp.fragile). Without a budget,
             refined_share of the others is lowered so that the cache grows no larger by it.
@@ -132,6 +138,8 @@ class KVConfig:
     group: Union[int, str] = 0
     rotate: bool = True
     balance: str = "off"
+    lead_share: float = 0.0
+    lead_bits: int = 4
     end_points: bool = False
     recent_share: float = 0.0
     layers: str = ""
@@ -140,7 +148,9 @@ class KVConfig:
     budget: Union[str, int, None] = None
 
     def __post_init__(self) -> None:
-        _check_choice("k_bits", self.k_bits, BASE_BITS)
+        _check_share("lead_share", self.lead_share, "0.25 gives a quarter of a key's channels lead_bits")
+        _check_choice("k_bits", self.k_bits, (0, *BASE_BITS) if self.lead_share > 0 else BASE_BITS)
+        _check_choice("lead_bits", self.lead_bits, BASE_BITS)
         _check_choice("v_bits", self.v_bits, BASE_BITS)
         _check_choice("refined_bits", self.refined_bits, (2, 3, *REFINED_BITS, EXACT_BITS))
         if self.refined_bits < max(self.k_bits, self.v_bits):
@@ -289,6 +299,43 @@ PRESETS: dict[str, KVConfig] = {
     "qpruning": replace(_EVICTION, policy="snapkv", sinks=0, window=32, refined_bits=4),
     # the salient 60 % at 4 bits, the rest at 2
     "zipcache": KVConfig(k_bits=2, v_bits=2, refined_bits=4, refined_share=0.6, policy="probes", sinks=0, window=0),
+    # 2 bits, the most recent tokens exact; 3-bit keys and 4-bit values in a fifth of the layers: every fifth, or those that
+    # `python -m mikv_cpp.calibrate M --method kvmix` finds
+    "kvmix": KVConfig(
+        k_bits=2, v_bits=2, refined_bits=EXACT_BITS, refined_share=0.05, policy="recent", sinks=0, window=0, spread="kvmix"
+    ),
+    # 2 bits, 4 for the quarter of each head's key channels that queries and keys make most of; the most recent tokens exact
+    "mixkvq": KVConfig(
+        k_bits=2,
+        v_bits=2,
+        refined_bits=EXACT_BITS,
+        refined_share=0.05,
+        policy="recent",
+        sinks=0,
+        window=0,
+        balance="salience",
+        lead_share=0.25,
+    ),
+    # 2 bits, keys as if each channel were quantized on its own, the last 128 tokens exact
+    "kivi": KVConfig(
+        k_bits=2,
+        v_bits=2,
+        refined_bits=EXACT_BITS,
+        refined_share=0.0,
+        policy="recent",
+        sinks=0,
+        window=128,
+        group=32,
+        rotate=False,
+        balance="alike",
+        protect=False,
+    ),
+    # keys in principal axes of which the retained keep the first half, at 4 bits; the important ones all, at 5
+    "mixeddim": KVConfig(
+        k_bits=0, v_bits=2, refined_bits=5, refined_share=0.2, window=32, balance="basis", lead_share=0.5, protect=False
+    ),
+    # dropped, 2 or 5 bits by what a token adds to the distortion of attention
+    "rdkv": KVConfig(k_bits=2, v_bits=2, refined_bits=5, refined_share=0.5, rows=0.75, policy="rdkv*v", window=32),
     # 4.5 bits: no token singled out but sinks and window
     "sinks": KVConfig(k_bits=4, v_bits=4, refined_bits=8, refined_share=0.0, policy="recent"),
     # 8.9 bits: every token at 8 bits

@@ -47,7 +47,7 @@ def logical_type(config: KVConfig, shape: Optional[Shape]) -> str:
     Head sizes that are no multiple of 64 get f16 too: llama.cpp does not rotate them, a context shift of a q8_0 cache that is
     not rotated makes llama.cpp 0.3.36 crash, and q8_0 wants a multiple of 32.
     """
-    own_space = config.balance != "off" or not config.rotate
+    own_space = config.balance != "off" or not config.rotate or config.lead_share > 0
     return "f16" if own_space or (shape and (shape.head_dim_k % 64 or shape.head_dim_v % 64)) else "q8_0"
 
 
@@ -231,6 +231,7 @@ class Library:
         self._lib.mikv_config_default(out)
         for name in ("k_bits", "v_bits", "refined_bits", "refined_share", "rows", "group", "sinks", "window", "recent_share"):
             setattr(out, name, getattr(config, name))
+        out.lead_share, out.lead_bits = config.lead_share, config.lead_bits
         for name in ("center_keys", "rotate", "end_points"):
             setattr(out, name, int(getattr(config, name)))
         out.balance = BALANCES.index(config.balance)

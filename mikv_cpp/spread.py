@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 ENDS = 2  # layers at each end that "ends" protects
 PYRAMID_BETA = 20.0  # mean share over the last layer's (PyramidKV, arXiv 2406.02069)
+KVMIX_HIGH = 0.2  # share of layers with more bits (KVmix, arXiv 2506.08018, section 4: the best trade-off)
 _MOST = 0.9999  # with a budget, a share of 1 would be kept whatever it costs
 
 
@@ -36,6 +37,17 @@ def pyramid(n_layer: int, share: float) -> list[str]:
     return [f"{layer}:s{first + step * layer if n_layer > 1 else share:.4f}" for layer in range(n_layer)]
 
 
+def kvmix(n_layer: int, share: float) -> list[str]:
+    """Every fifth layer at KVmix's high bits: for a model whose layers were not measured; the paper's random layers."""
+    every = round(1 / KVMIX_HIGH)
+    return [f"{layer}:{kvmix_row(True, True, share)}" for layer in range(every // 2, n_layer, every)]
+
+
+def kvmix_row(high_keys: bool, high_values: bool, share: float) -> str:
+    """A layer's choices: 3-bit keys, 4-bit values, and twice the recent tokens (in the paper 20 %, where 2 bits have 10 %)."""
+    return f"{'k3' if high_keys else ''}{'v4' if high_values else ''}s{min(2 * share, _MOST):.4f}"
+
+
 def pool_pyramid(n_layer: int) -> list[str]:
     """Rows of a pool that fall linearly from the first layer to the last, as PyramidKV's budgets (section 3.2) do."""
     last = 1 / PYRAMID_BETA
@@ -47,4 +59,9 @@ def pool_pyramid(n_layer: int) -> list[str]:
 POOL_SPREADS: Mapping[str, Callable[[int], list[str]]] = {"uniform": lambda _n_layer: [], "pyramid": pool_pyramid}
 
 #: By the names that KVConfig.spread takes: rows from (number of layers, mean share).
-SPREADS: Mapping[str, Callable[[int, float], list[str]]] = {"uniform": uniform, "ends": ends, "pyramid": pyramid}
+SPREADS: Mapping[str, Callable[[int, float], list[str]]] = {
+    "uniform": uniform,
+    "ends": ends,
+    "pyramid": pyramid,
+    "kvmix": kvmix,
+}

@@ -10,7 +10,7 @@ from bounds import Visible, attention_bound
 from scenes import Scene
 
 from mikv_cpp.reference import codec, transform
-from mikv_cpp.reference.cache import Step
+from mikv_cpp.reference.cache import Step, leading_groups
 
 
 def check_step(cache, layer: int, step: Step, kernel: str, name: str = "", drift: float = 0.0) -> np.ndarray:
@@ -34,38 +34,38 @@ def check_step(cache, layer: int, step: Step, kernel: str, name: str = "", drift
     return out
 
 
-def balancer(cache, layer: int, step: Step, i: int) -> Optional[np.ndarray]:
-    """Channel balancers of the step's i-th stream, [n_head_kv, head_dim_k], or None; noted beside the cache when decided."""
+def balancer(cache, layer: int, step: Step, i: int) -> Optional[list[transform.Settled]]:
+    """What the KV heads of the step's i-th stream settled on, [n_head_kv], or None; noted beside the cache when decided."""
     place, noted = (layer, step.first_stream + i), vars(cache).setdefault("balancers", {})
     n, n_head_kv = step.k[i].shape[:2]
     if not cache.precision(*place).any():
         noted[place] = None
         if cache.config.balance != "off" and n >= transform.ENOUGH_TOKENS:
             q = step.q[i].reshape(n, n_head_kv, -1, step.q.shape[-1])
-            noted[place] = np.stack(
-                [
-                    transform.balancer(cache.config.balance, q[:, h].reshape(-1, q.shape[-1]), step.k[i][:, h])
-                    for h in range(n_head_kv)
-                ]
-            )
+            noted[place] = [
+                transform.settle(cache.config.balance, q[:, h].reshape(-1, q.shape[-1]), step.k[i][:, h])
+                for h in range(n_head_kv)
+            ]
     return noted.get(place)
 
 
 def in_cache_space(
-    config, step: Step, i: int, rows: Visible, b: Optional[np.ndarray], kernel: str
+    config, step: Step, i: int, rows: Visible, b: Optional[list[transform.Settled]], kernel: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Output and bound, as attention_bound in the cache's space says, back in the model's (bounds.py, point 6)."""
     dim_k, dim_v = rows.k.shape[-1], rows.v.shape[-1]
     if b is None and not config.rotate and dim_k % 32 == 0 and dim_v % 32 == 0:
         return attention_bound(step, i, rows, kernel)
-    n_head = step.q.shape[2]
+    group = codec.resolve_group((dim_k, dim_v), 32 if config.lead_share and not config.group else config.group)
+    lead = leading_groups(config, transform.row_dim(dim_k), group) * group
+    per_head = step.q.shape[2] // step.k.shape[2]
     q = np.zeros((*step.q.shape[:3], transform.row_dim(dim_k)))
-    q[i] = transform.enter_query(step.q[i], config.rotate, None if b is None else np.repeat(b, n_head // len(b), axis=0))
+    q[i] = transform.enter_query(step.q[i], config.rotate, None if b is None else transform.stacked(b, per_head), lead)
     inside = replace(
         rows,
-        k=transform.enter(rows.k, config.rotate, b),
+        k=transform.enter(rows.k, config.rotate, None if b is None else transform.stacked(b), lead),
         v=transform.enter(rows.v, config.rotate),
-        passes=np.log2(max(q.shape[-1], transform.row_dim(dim_v))) + 3,
+        passes=np.log2(max(q.shape[-1], transform.row_dim(dim_v))) + 3 + (dim_k if config.balance == "basis" else 0),
     )
     want, bound = attention_bound(replace(step, q=q), i, inside, kernel)
     spread = np.abs(transform.hadamard(want.shape[-1])) if config.rotate else np.eye(want.shape[-1])
@@ -85,7 +85,8 @@ def visible_rows(cache, layer: int, step: Step, i: int) -> Visible:
     k[own], v[own], packed[:, own] = step.k[i][inside], step.v[i][inside], False
     dropped = bits == 0
     dropped[:, own] = False
-    group = codec.resolve_group((k.shape[-1], v.shape[-1]), cache.config.group)
+    config = cache.config
+    group = codec.resolve_group((k.shape[-1], v.shape[-1]), 32 if config.lead_share and not config.group else config.group)
     return Visible(k, v, packed, group, cache.config.center_keys, dropped=dropped)
 
 

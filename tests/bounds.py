@@ -22,8 +22,8 @@ not the step's own) with an error vector err, |err_d| at most half a step h_d, t
    Where a block's rows were replaced since it got its mean, that mean may lie further off, by `drift`: it adds to B_d.
 6. A cache whose space is not the model's (mikv_cpp.reference.transform) is held to all this in its own space, where H and
    the balancer, in float32, have moved queries, keys (on their way in, and out and in again for this check) and values by at
-   most (log2 D + 3) u of their norms each: log2 D sums and two products. In the model's space an output's error is at most
-   |H| times that.
+   most (log2 D + 3) u of their norms each: log2 D sums and two products; a basis adds D sums. In the model's space an
+   output's error is at most |H| times that.
 """
 
 from __future__ import annotations

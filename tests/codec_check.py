@@ -28,7 +28,7 @@ def native_encode(row: np.ndarray, group: int, bits: int, refined_bits: int, end
 
 def native_decode(params, base, refinement, group, bits, refined_bits) -> np.ndarray:
     """One row through mikv_codec_decode."""
-    row = np.full(len(base) * 8 // bits, np.nan, np.float32)
+    row = np.full(len(params) * group, np.nan, np.float32)
     check(
         lib.mikv_codec_decode(
             len(row), group, bits, refined_bits,

@@ -16,10 +16,11 @@ def native_config(config: Config, budget_bytes: int = 0, layers: str = ""):
     c = ffi.new("mikv_config *")
     lib.mikv_config_default(c)
     c.budget_bytes = budget_bytes
-    for name in ("k_bits", "v_bits", "refined_bits", "group", "sinks", "window", "refined_share", "recent_share", "rows"):
+    shares = ("refined_share", "recent_share", "rows", "lead_share")
+    for name in ("k_bits", "v_bits", "lead_bits", "refined_bits", "group", "sinks", "window", *shares):
         setattr(c, name, getattr(config, name))
     c.center_keys, c.rotate, c.end_points = int(config.center_keys), int(config.rotate), int(config.end_points)
-    c.balance = ("off", "max", "rms").index(config.balance)
+    c.balance = ("off", "max", "rms", "salience", "range", "basis", "alike").index(config.balance)
     c.policy = config.policy.encode()
     if layers:
         c.layers = b"test"

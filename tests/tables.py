@@ -13,15 +13,15 @@ from mikv_cpp.reference.cache import Config, Shape
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)
 POLICIES = (
-    *("h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "keydiff", "recent", "random"),
-    *("h2o*v", "keydiff*v", "clamped*v", "expected*v"),
+    *("h2o", "normalized", "snapkv", "peak", "clamped", "probes", "expected", "rdkv", "keydiff", "recent", "random"),
+    *("h2o*v", "keydiff*v", "clamped*v", "expected*v", "rdkv*v"),
 )
 
 #: (dim, group) of a row.
 ROWS = ((32, 32), (64, 64), (64, 32), (96, 32), (128, 64), (160, 32), (192, 64), (256, 64), (256, 32))
 
-#: (bits, refined_bits) of a row: every split there is.
-SPLITS = tuple((bits, refined) for bits, refined in product(BASE_BITS, (2, 3, *REFINED_BITS)) if refined >= bits)
+#: (bits, refined_bits) of a row: every split there is. Of no base bits are rows' parts behind their leading groups.
+SPLITS = tuple((bits, refined) for bits, refined in product((0, *BASE_BITS), (2, 3, *REFINED_BITS)) if refined >= bits)
 
 
 class Case(NamedTuple):
@@ -96,6 +96,24 @@ def pool_cases() -> list[Case]:
     for (name, config), (i, view) in product(layouts.items(), enumerate(views)):
         shape = Shape(n_head_kv=2, n_cells=400, head_dim_k=(64, 96)[i], head_dim_v=64)
         cases.append(Case(f"{name}-{i}", config, shape, view, (150, 129, 1, 1, 9, 2)))
+    return cases
+
+
+def leading_cases() -> list[Case]:
+    """Keys whose leading channels have more bits than the rest, or alone have any, in every order and basis."""
+    forms = {
+        "none": Config(2, 2, 8, sinks=2, window=3, lead_share=0.5, rotate=False),
+        "salience": Config(2, 2, 8, sinks=2, window=3, lead_share=0.25, balance="salience"),
+        "range": Config(3, 4, 16, window=3, lead_share=0.4, lead_bits=3, balance="range", rotate=True, center_keys=False),
+        "basis": Config(0, 2, 4, sinks=1, window=5, lead_share=0.5, balance="basis", rotate=True),
+        "basis at 8": Config(0, 3, 8, lead_share=0.7, lead_bits=2, balance="basis", rotate=True, center_keys=False),
+        "pool": Config(2, 2, 5, sinks=2, rows=0.3, refined_share=0.2, lead_share=0.5, balance="salience", center_keys=False),
+    }
+    heads = ((64, 64, 2, 2), (128, 64, 1, 3), (80, 80, 2, 1), (32, 32, 1, 5))
+    cases = []
+    for (name, config), (dim_k, dim_v, n_head_kv, gqa) in product(forms.items(), heads):
+        shape = Shape(n_head_kv=n_head_kv, n_cells=261, head_dim_k=dim_k, head_dim_v=dim_v)
+        cases.append(Case(f"leading, {name}-{dim_k}", config, shape, View(gqa=gqa), MIXED))
     return cases
 
 

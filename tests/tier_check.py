@@ -118,7 +118,7 @@ def check_policy(diary: Diary, name: str, batches: list[int], n_slots: int) -> N
     queries = [policy.Queries(0, np.zeros(dim), np.zeros(dim)) for _ in range(heads)]
     for n in batches:
         step = diary.scene.step([0] * n)
-        given = _measure(diary, step, attention.most if policy.reads_most(name) else attention.mass)
+        given = _measure(diary, step, policy.drawn_by(name))
         before = diary.cache.read(0, 0, 0, 0, diary.scene.shape.n_cells)
         diary.run(step)
         bits = diary.bits()

@@ -9,6 +9,7 @@ so far.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from mikv_cpp.arguments import n_threads
 from mikv_cpp.caches import CacheSpec
-from mikv_cpp.calibrate import outcome, rungs
+from mikv_cpp.calibrate import kvmix, outcome, rungs
 from mikv_cpp.calibrate.runs import Runs
 from mikv_cpp.calibrate.search import Search, Terms
 from mikv_cpp.calibrate.sizes import Sizes, check_context
@@ -39,7 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m mikv_cpp.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="GGUF file")
-    parser.add_argument("--budget", required=True, metavar="BYTES", help='bytes of the cache: "22%%" of f16, 1.5GiB, 800MB')
+    parser.add_argument(
+        "--method",
+        choices=("search", "kvmix"),
+        default="search",
+        help="search: the best cache of the budget; kvmix: bits by layer as KVmix has them (docs/methods.md), without a budget",
+    )
+    parser.add_argument("--budget", metavar="BYTES", help='bytes of the cache: "22%%" of f16, 1.5GiB, 800MB')
     parser.add_argument(
         "--ctx-size", type=int, default=8192, metavar="N", help="context that the budget is for, in tokens (%(default)s)"
     )
@@ -49,9 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--kv",
-        default=DEFAULT_PRESET,
         metavar="NAME",
-        help="preset or profile whose policy, sinks and window are kept (%(default)s)",
+        help=f"preset or profile whose policy, sinks and window are kept ({DEFAULT_PRESET}; for kvmix, {kvmix.PRESET})",
+    )
+    parser.add_argument(
+        "--gradients", metavar="FILE", help="kvmix: gradient norms by layer, JSON or CSV, in place of measuring anything"
     )
     group = parser.add_argument_group("what is measured")
     group.add_argument("--text", action="append", metavar="FILE", help="in UTF-8 (default: the opening of Austen's Persuasion)")
@@ -88,6 +97,13 @@ def check(args: argparse.Namespace) -> None:
         ConfigError: such an option.
     """
     check_context(args.ctx_size)
+    if args.method == "kvmix" and args.budget:
+        raise ConfigError("--method kvmix has its own number of bits: leave --budget out")
+    if args.method == "search" and not args.budget:
+        raise ConfigError("nothing says what the cache may take: give --budget, such as --budget 22%")
+    if args.gradients and args.method != "kvmix":
+        raise ConfigError(f"--gradients {args.gradients!r} ranks layers for KVmix: add --method kvmix")
+    args.kv = args.kv or (kvmix.PRESET if args.method == "kvmix" else DEFAULT_PRESET)
     for name in ("bands", "chunks", "ubatch"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)} leaves nothing to measure: give at least 1")
@@ -99,6 +115,8 @@ def check(args: argparse.Namespace) -> None:
 def calibrate(args: argparse.Namespace) -> int:
     """Search, print what was tried, write the profile; the exit status."""
     check(args)
+    if args.method == "kvmix":
+        return rank_layers(args)
     start = named_config(args.kv)
     with open_archive(args.keep) as archive, Models(args.model, n_threads=n_threads(args)) as models:
         archive.keeps_tables = True  # the same reference serves every trial
@@ -121,6 +139,29 @@ def calibrate(args: argparse.Namespace) -> int:
     search.best.config().save(args.output, outcome.measured(result))
     sys.stdout.write((json.dumps(result) if args.json else outcome.table(result)) + "\n")
     return 0 if complete else INTERRUPTED
+
+
+def rank_layers(args: argparse.Namespace) -> int:
+    """KVmix: rank the layers, write the profile; the exit status."""
+    start = named_config(args.kv)
+    with open_archive(args.keep) as archive, Models(args.model, n_threads=n_threads(args)) as models:
+        archive.keeps_tables = True
+        sizes = sizes_of(models, args)
+        if args.gradients:
+            found = kvmix.read_importance(args.gradients, sizes.layers)
+        else:
+            with tqdm(total=0, unit="tok", desc="calibrating", disable=None) as progress:
+                terms = Terms(start, sizes.bytes_of, sizes.bits_of, 0, sizes.n_ctx, n_cells(args.context))
+                search = Search(terms, Runs(models, args, archive, progress), sizes.bands(len(sizes.layers), start))
+                search.find_harms()
+            found = {band.layers[0]: kvmix.Importance(harm.k, harm.v) for band, harm in search.harms.items()}
+        name = models.file.name
+    config = kvmix.profile(start, found)
+    rows = [{"layer": layer, "s_k": own.k, "s_v": own.v} for layer, own in sorted(found.items())]
+    config.save(args.output, {"model": name, "method": "kvmix", "from": args.gradients or "divergence", "layers": rows})
+    said = json.dumps({"model": name, "profile": args.output, "layers": rows, "config": dataclasses.asdict(config)})
+    sys.stdout.write(said + "\n" if args.json else f"{kvmix.table(found, config)}\n\nkvmix, written: {args.output}\n")
+    return 0
 
 
 def run(search: Search) -> bool:

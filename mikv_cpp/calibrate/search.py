@@ -26,8 +26,9 @@ from mikv_cpp.eval import bootstrap
 from mikv_cpp.eval.divergence import Scores
 
 KEPT = (  # of what the search starts from
-    "policy", "sinks", "window", "recent_share", "center_keys", "group", "rotate", "balance", "end_points", "protect",
-)  # fmt: skip
+    *("policy", "sinks", "window", "recent_share", "center_keys", "group", "rotate", "balance", "lead_share", "lead_bits"),
+    *("end_points", "protect"),
+)
 FINEST = KVConfig(
     k_bits=4, v_bits=4, refined_bits=8, refined_share=1.0
 )  # what the other layers have while one band is measured
@@ -113,8 +114,8 @@ class Search:
     def _by_layer(self) -> list[Trial]:
         """Try bits and shares by layer, as what each band costs alone suggests."""
         assert self.best is not None, "the ladder came first"
-        self._measure.expect(2 * len(self._bands) + 1 + 4)
-        self._find_harms()
+        self._measure.expect(4)
+        self.find_harms()
         bands, harms, base = self._bands, [self.harms[band] for band in self._bands], self.best.base
         even = [(base.k_bits, base.v_bits)] * len(bands)
         moved = exchanged(base, bands, harms)
@@ -128,8 +129,9 @@ class Search:
             found += self._try_fitted("layers", name, replace(self.best, layers=layers))
         return found
 
-    def _find_harms(self) -> None:
+    def find_harms(self) -> None:
         """Measure 2-bit keys, and 2-bit values, in one band after the other, while the rest is as fine as can be."""
+        self._measure.expect(2 * len(self._bands) + 1)
         start = self._terms.start
         finest = replace(FINEST, **{name: getattr(start, name) for name in KEPT})
         floor = self._score("all at 8 bits", Allocation(finest, 1.0))

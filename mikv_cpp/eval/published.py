@@ -19,6 +19,8 @@ def published_bits(config: KVConfig, head_dim: int) -> float:
     sinks or staging. A number of rows (above 1) is no share, and is not known here: such a config counts as one row a token.
     """
     group = head_dim // 2 if config.group == HALF else int(config.group) or 64
-    base = (coded_bits(config.k_bits, group) + coded_bits(config.v_bits, group)) / 2
+    lead = config.lead_share
+    keys = lead * coded_bits(config.lead_bits, group) + (1 - lead) * coded_bits(config.k_bits, group)
+    base = (keys + coded_bits(config.v_bits, group)) / 2
     refined = coded_bits(config.refined_bits, group)
     return min(config.rows, 1.0) * (config.refined_share * refined + (1 - config.refined_share) * base)

@@ -86,6 +86,11 @@ def most(p: np.ndarray, n_head_kv: int) -> np.ndarray:
     return out
 
 
+def squares(p: np.ndarray, n_head_kv: int) -> np.ndarray:
+    """Squares of the probabilities summed as in `mass`, float64 [n_head_kv, n_kv]."""
+    return mass(p**2, n_head_kv)
+
+
 def mass(p: np.ndarray, n_head_kv: int) -> np.ndarray:
     """Attention mass float64 [n_head_kv, n_kv]: probabilities summed over queries and over the heads of a KV head."""
     n_tokens, n_head, n_kv = p.shape

@@ -35,6 +35,8 @@ class Config:
     end_points: bool = False
     recent_share: float = 0.0
     rows: float = 1.0
+    lead_share: float = 0.0
+    lead_bits: int = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Step:
     logit_softcap: float = 0.0
     sinks: np.ndarray | None = None
     first_stream: int = 0
+
+
+def leading_groups(config: Config, dim: int, group: int) -> int:
+    """Groups of a key's row [dim] that lead: the share, but at least one where there is a share."""
+    return max(1, int(np.floor(config.lead_share * (dim // group) + 0.5))) if config.lead_share > 0 else 0
 
 
 def is_pool(config: Config, shape: Shape) -> bool:
@@ -115,7 +122,9 @@ class ReferenceCache:
     def __init__(self, config: Config, shape: Shape, n_slots: int | None = None, n_exact: int | None = None):
         """n_slots, n_exact: refined and exact rows that fit, per KV head and stream; default: what the config asks."""
         self.config, self.shape = config, shape
-        self.group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), config.group)
+        asked = 32 if config.lead_share > 0 and config.group == 0 else config.group
+        self.group = codec.resolve_group((shape.head_dim_k, shape.head_dim_v), asked)
+        self.n_lead = leading_groups(config, transform.row_dim(shape.head_dim_k), self.group)
         self.n_slots = slots_for(config, shape) if n_slots is None else n_slots
         self.n_exact = exact_for(config, shape) if n_exact is None else n_exact
         self.n_rows = rows_for(config, shape)
@@ -140,7 +149,12 @@ class ReferenceCache:
         sizes = (s.n_cells, self.n_slots, self.n_exact)
         k_dim, v_dim = transform.row_dim(s.head_dim_k), transform.row_dim(s.head_dim_v)
         return Head(
-            Rows.empty(RowFormat(k_dim, self.group, c.k_bits, c.refined_bits, c.end_points), *sizes),
+            Rows.empty(
+                RowFormat(
+                    k_dim, self.group, c.k_bits, c.refined_bits, c.end_points, self.n_lead, c.lead_bits if self.n_lead else 0
+                ),
+                *sizes,
+            ),
             Rows.empty(RowFormat(v_dim, self.group, c.v_bits, c.refined_bits, c.end_points), *sizes),
             np.zeros((-(-s.n_cells // BLOCK_CELLS), k_dim), np.float16),
             np.full(self.n_slots, NOBODY, np.uint32),
@@ -170,7 +184,7 @@ class ReferenceCache:
             outputs.append(attention.weigh(p, v))
             mass = attention.mass(p, self.shape.n_head_kv)
             self._measure(layer, stream, step.cells[i], mass)
-            drawn = attention.most(p, self.shape.n_head_kv) if policy.reads_most(self.config.policy) else mass
+            drawn = policy.drawn_by(self.config.policy)(p, self.shape.n_head_kv)
             self._commit(layer, stream, step, i, drawn)
         return np.stack(outputs)
 
@@ -191,11 +205,13 @@ class ReferenceCache:
         """Key and value of a committed cell in the model's space, float64."""
         k, v = head.load(cell)
         s, rotate = self.shape, self.config.rotate
-        return transform.leave(k, s.head_dim_k, rotate, head.balancer), transform.leave(v, s.head_dim_v, rotate)
+        lead = self.n_lead * self.group
+        return transform.leave(k, s.head_dim_k, rotate, head.balancer, lead), transform.leave(v, s.head_dim_v, rotate)
 
     def _entered(self, head: Head, value: int, rows: np.ndarray) -> np.ndarray:
         """Keys (value 0) or values (1) of a head in the cache's space, float32."""
-        return transform.enter(rows, self.config.rotate, None if value else head.balancer).astype(np.float32)
+        lead = 0 if value else self.n_lead * self.group
+        return transform.enter(rows, self.config.rotate, None if value else head.balancer, lead).astype(np.float32)
 
     def _settle_balancer(self, head: Head, h: int, step: Step, i: int) -> None:
         """The first micro-batch that a head meets decides whether and how its keys are balanced, until the cache is cleared."""
@@ -203,7 +219,7 @@ class ReferenceCache:
         if self.config.balance != "off" and not head.settled and len(k) >= transform.ENOUGH_TOKENS:
             group = q.shape[1] // self.shape.n_head_kv
             queries = q[:, h * group : (h + 1) * group].reshape(-1, q.shape[-1])
-            head.balancer = transform.balancer(self.config.balance, queries, k[:, h])
+            head.balancer = transform.settle(self.config.balance, queries, k[:, h])
         head.settled = True
 
     def _measure(self, layer: int, stream: int, fresh: np.ndarray, mass: np.ndarray) -> None:
@@ -243,7 +259,7 @@ class ReferenceCache:
             rows = {int(cell): (entered_k[token, h], entered_v[token, h]) for token, cell in enumerate(fresh)}
             queries = self.queries[layer][stream][h]
             own = np.split(step.q[i] * step.scale, self.shape.n_head_kv, axis=1)[h]
-            queries.add(transform.enter_query(own, self.config.rotate, head.balancer))
+            queries.add(transform.enter_query(own, self.config.rotate, head.balancer, self.n_lead * self.group))
             first = self._first_scores(head, fresh, entered_k[:, h], mass[h], queries)
             self._admit(layer, h, head, cells, rows, mass[h], first, queries)
             self._store_sinks(head, sinks, rows)
@@ -461,9 +477,13 @@ class ReferenceCache:
         return out
 
     def precision(self, layer: int, stream: int) -> np.ndarray:
-        """Bits of each row's key, uint8 [n_head_kv, n_cells]: 16, refined_bits, k_bits, or 0 for an empty cell."""
+        """Bits of each row's key, uint8 [n_head_kv, n_cells]: 16, refined_bits, the base's, or 0 for an empty cell.
+
+        With leading channels the base has the mean over its values, rounded up.
+        """
         bits = np.zeros((self.shape.n_head_kv, self.shape.n_cells), np.uint8)
-        bits[:, self.cells[layer][stream].born > 0] = self.config.k_bits
+        row = self.heads[layer][stream][0].k
+        bits[:, self.cells[layer][stream].born > 0] = -(-row.base.shape[1] * 8 // row.dim)
         for h, head in enumerate(self.heads[layer][stream]):
             bits[h, ~head.kept] = 0
             bits[h, head.slot_cell[head.slot_cell != NOBODY]] = self.config.refined_bits

@@ -90,7 +90,7 @@ def decode(
     refined_bits: int,
 ) -> np.ndarray:
     """Rows float32 [..., dim]: every value at the middle of its bin. Without refinement the base alone is read."""
-    dim = base.shape[-1] * 8 // bits
+    dim = params.shape[-1] * group
     codes = planes.unpack_row(base, bits, group, dim)
     n_bits = bits
     if refinement is not None:
@@ -102,6 +102,35 @@ def decode(
     middle = codes.reshape(*codes.shape[:-1], -1, group).astype(np.float32) + np.float32(0.5)
     out: np.ndarray = (minimum[..., None] + middle * step[..., None]).reshape(codes.shape)
     return out
+
+
+def encode_leading(
+    rows: np.ndarray, group: int, bits: int, refined_bits: int, n_lead: int, lead_bits: int, end_points: bool = False
+) -> Encoded:
+    """Rows whose first n_lead groups have lead_bits: two rows, one behind the other in all arrays."""
+    cut = n_lead * group
+    lead = encode(rows[..., :cut], group, lead_bits, max(lead_bits, refined_bits), end_points)
+    rest = encode(rows[..., cut:], group, bits, refined_bits, end_points)
+    return Encoded(*(np.concatenate([getattr(lead, part), getattr(rest, part)], axis=-1) for part in vars(lead)))
+
+
+def decode_leading(
+    params: np.ndarray,
+    base: np.ndarray,
+    refinement: np.ndarray | None,
+    group: int,
+    bits: int,
+    refined_bits: int,
+    n_lead: int,
+    lead_bits: int,
+) -> np.ndarray:
+    """The inverse, as `decode`."""
+    most, at = max(lead_bits, refined_bits), n_lead * group * lead_bits // 8
+    more = n_lead * group * (most - lead_bits) // 8
+    finer = (None, None) if refinement is None else (refinement[..., :more], refinement[..., more:])
+    lead = decode(params[..., :n_lead], base[..., :at], finer[0], group, lead_bits, most)
+    rest = decode(params[..., n_lead:], base[..., at:], finer[1], group, bits, refined_bits)
+    return np.concatenate([lead, rest], axis=-1)
 
 
 def split_params(params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

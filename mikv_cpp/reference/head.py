@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import codec
+from . import codec, transform
 
 BLOCK_CELLS = 128  #: cells that share one mean key
 EXACT_BITS = 16  #: refined_bits of rows that are refined to float16
@@ -22,6 +22,8 @@ class RowFormat(NamedTuple):
     bits: int  #: base bits per value
     refined_bits: int  #: base and refinement bits per value
     end_points: bool = False  #: the base is rounded to a group's extremes
+    n_lead: int = 0  #: leading groups, whose base has
+    lead_bits: int = 0  #: so many bits
 
 
 @dataclass
@@ -37,29 +39,35 @@ class Rows:
     refined: np.ndarray  # uint8 [n_slots, dim * (refined_bits - bits) / 8]
     exact: np.ndarray  # float16 [n_exact, dim], and [n_slots, dim] behind them where refined rows are float16
     end_points: bool = False
+    n_lead: int = 0
+    lead_bits: int = 0
 
     @staticmethod
     def empty(row: RowFormat, n_cells: int, n_slots: int, n_exact: int) -> Rows:
         """Rows that hold nothing yet, for so many cells, slots and exact rows."""
-        dim, group, bits, refined_bits, end_points = row
+        dim, group, bits, refined_bits, end_points, n_lead, lead_bits = row
         n_halves = n_exact + (n_slots if refined_bits == EXACT_BITS else 0)
         refined_bits = bits if refined_bits == EXACT_BITS else refined_bits
-        extra = refined_bits - bits
+        lead, extra = n_lead * group, refined_bits - bits
+        lead_extra = max(lead_bits, refined_bits) - lead_bits
         return Rows(
             dim,
             group,
             bits,
             refined_bits,
             np.zeros((dim // group, n_cells), np.uint16),
-            np.zeros((n_cells, dim * bits // 8), np.uint8),
-            np.zeros((n_slots, dim * extra // 8), np.uint8),
+            np.zeros((n_cells, (lead * lead_bits + (dim - lead) * bits) // 8), np.uint8),
+            np.zeros((n_slots, (lead * lead_extra + (dim - lead) * extra) // 8), np.uint8),
             np.zeros((n_halves, dim), np.float16),
             end_points,
+            n_lead,
+            lead_bits,
         )
 
     def store(self, cell: int, slot: int | None, row: np.ndarray) -> None:
         """Encodes a row, float32 [dim], into its cell, and its refinement into the slot if it has one."""
-        encoded = codec.encode(row, self.group, self.bits, self.refined_bits, self.end_points)
+        form = (self.group, self.bits, self.refined_bits, self.n_lead, self.lead_bits, self.end_points)
+        encoded = codec.encode_leading(row, *form)
         self.params[:, cell] = encoded.params
         self.base[cell] = encoded.base
         if slot is not None:
@@ -77,7 +85,8 @@ class Rows:
     def load(self, cell: int, slot: int | None) -> np.ndarray:
         """The row of a cell as it reads back, float32 [dim]."""
         refinement = None if slot is None else self.refined[slot]
-        return codec.decode(self.params[:, cell], self.base[cell], refinement, self.group, self.bits, self.refined_bits)
+        form = (self.group, self.bits, self.refined_bits, self.n_lead, self.lead_bits)
+        return codec.decode_leading(self.params[:, cell], self.base[cell], refinement, *form)
 
 
 @dataclass
@@ -93,7 +102,7 @@ class Head:
     kept: np.ndarray  # bool [n_cells], cells whose row is there: all but what a pool dropped
     row_mass: np.ndarray  # float32 [n_cells], of a pool: the rows' scores
     settled: bool = False  # whether keys are balanced is decided
-    balancer: np.ndarray | None = None  # float64 [head_dim_k]
+    balancer: transform.Settled = None
 
     def slot_of(self, cell: int) -> int | None:
         """The slot that holds the cell's refinement, if any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 #: Bits of each plane of an n-bit number, most significant plane first.
-PLANES = {0: (), 1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
+PLANES = {0: (), 1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
 
 
 def pack(numbers: np.ndarray, bits: int) -> np.ndarray:

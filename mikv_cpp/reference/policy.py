@@ -7,6 +7,8 @@ from typing import Callable
 
 import numpy as np
 
+from . import attention
+
 SNAP_REACH = 3
 WINDOW_HALF_LIFE = 64.0
 MEAN_ROWS = 8
@@ -70,6 +72,11 @@ def clamped(query: Query) -> np.ndarray:
     return np.asarray(np.maximum(query.mass, query.mass.mean()), np.float32)
 
 
+def rdkv(query: Query) -> np.ndarray:
+    """Root mean square of the attention that queries which could see the row gave it; mass is the sum of squares."""
+    return np.asarray(np.sqrt(normalized(query)), np.float32)
+
+
 def expected(query: Query) -> np.ndarray:
     """The attention that queries like those so far will give, up to a common factor; mass is its logarithm."""
     return np.asarray(np.exp(query.mass - query.mass.max()), np.float32)
@@ -101,6 +108,7 @@ POLICIES: dict[str, Callable[[Query], np.ndarray]] = {
     "clamped": clamped,
     "probes": normalized,
     "expected": expected,
+    "rdkv": rdkv,
     "keydiff": h2o,
     "recent": recent,
     "random": random,
@@ -123,6 +131,11 @@ def plain_name(name: str) -> str:
 def reads_most(name: str) -> bool:
     """Whether attention means the most that one query gave a row, and not the sum over the queries."""
     return plain_name(name) == "clamped"
+
+
+def drawn_by(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+    """How attention [n_tokens, n_head, n_kv] becomes what a micro-batch gave each row [n_head_kv, n_kv]."""
+    return attention.squares if plain_name(name) == "rdkv" else attention.most if reads_most(name) else attention.mass
 
 
 def reads_queries(name: str) -> bool:

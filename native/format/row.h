@@ -19,11 +19,20 @@ struct RowFormat {
     int refined_bits;   // base and refinement bits per value
     int end_points = 0; // 1: the middles of a group's first and last base bins are its extremes (FORMAT.md, "End points")
 
+    int n_lead    = 0; // leading groups of the row, whose base has
+    int lead_bits = 0; // so many bits instead (FORMAT.md, "Leading groups")
+
     MIKV_METHOD int end_point_bits() const { return end_points ? bits : 0; }
     MIKV_METHOD int n_groups() const { return dim / group; }
     MIKV_METHOD int extra_bits() const { return refined_bits - bits; }
-    MIKV_METHOD int base_bytes() const { return dim * bits / 8; }
-    MIKV_METHOD int refinement_bytes() const { return dim * extra_bits() / 8; }
+    MIKV_METHOD int lead_dim() const { return n_lead * group; }
+    MIKV_METHOD int lead_refined_bits() const { return refined_bits > lead_bits ? refined_bits : lead_bits; }
+    MIKV_METHOD int base_bytes() const { return (lead_dim() * lead_bits + (dim - lead_dim()) * bits) / 8; }
+    MIKV_METHOD int refinement_bytes() const {
+        return (lead_dim() * (lead_refined_bits() - lead_bits) + (dim - lead_dim()) * extra_bits()) / 8;
+    }
+    // Base bits of a value on average, rounded up.
+    MIKV_METHOD int mean_bits() const { return (base_bytes() * 8 + dim - 1) / dim; }
 };
 
 } // namespace mikv

@@ -50,7 +50,7 @@ mikv_status config_from_environment(mikv_config * config) {
         int          low, high;
         int32_t *    value;
     } whole[] = {
-        {"MIKV_K_BITS", 2, 4, &c.k_bits},
+        {"MIKV_K_BITS", 0, 4, &c.k_bits},
         {"MIKV_V_BITS", 2, 4, &c.v_bits},
         {"MIKV_REFINED_BITS", 2, 16, &c.refined_bits},
         {"MIKV_SINKS", 0, 64, &c.sinks},
@@ -59,7 +59,8 @@ mikv_status config_from_environment(mikv_config * config) {
         {"MIKV_CENTER_KEYS", 0, 1, &c.center_keys},
         {"MIKV_COMPRESS_F16", 0, 1, &c.compress_f16},
         {"MIKV_ROTATE", 0, 1, &c.rotate},
-        {"MIKV_BALANCE", 0, 2, &c.balance},
+        {"MIKV_BALANCE", 0, MIKV_BALANCE_ALIKE, &c.balance},
+        {"MIKV_LEAD_BITS", 2, 4, &c.lead_bits},
         {"MIKV_END_POINTS", 0, 1, &c.end_points},
     };
     for (const auto & entry : whole) {
@@ -67,18 +68,20 @@ mikv_status config_from_environment(mikv_config * config) {
             return status;
         }
     }
-    double      share = c.refined_share, recent = 0, rows = c.rows, budget = 0, head_dim = 0;
+    double      share = c.refined_share, recent = 0, rows = c.rows, lead = 0, budget = 0, head_dim = 0;
     mikv_status status = read_number("MIKV_REFINED_SHARE", 0, 1, &share);
     status             = status ? status : read_number("MIKV_BUDGET_BYTES", 1, 9e15, &budget);
     status             = status ? status : read_number("MIKV_HEAD_DIM", 1, 1024, &head_dim);
     status             = status ? status : read_number("MIKV_RECENT_SHARE", 0, 1, &recent);
     status             = status ? status : read_number("MIKV_ROWS", 0, 1e9, &rows);
+    status             = status ? status : read_number("MIKV_LEAD_SHARE", 0, 1, &lead);
     if (status) {
         return status;
     }
     c.refined_share = float(share);
     c.recent_share  = float(recent);
     c.rows          = float(rows);
+    c.lead_share    = float(lead);
     c.budget_bytes  = int64_t(budget);
     c.head_dim_k = c.head_dim_v = int32_t(head_dim);
     if (const char * policy = std::getenv("MIKV_POLICY")) {

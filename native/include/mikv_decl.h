@@ -24,7 +24,13 @@ typedef enum mikv_status {
 typedef enum mikv_balance {
     MIKV_BALANCE_OFF = 0,
     MIKV_BALANCE_MAX = 1, /* b = sqrt(max |q| / max |k|): the channel balancer of MiKV, arXiv 2402.18096, equations 2 to 4 */
-    MIKV_BALANCE_RMS = 2  /* damped: (rms q / rms k) to the power 0.2; off by itself where all channels are much alike */
+    MIKV_BALANCE_RMS = 2, /* damped: (rms q / rms k) to the power 0.2; off by itself where all channels are much alike */
+    /* not weighed, but put in another order or basis, for lead_share; queries go the same way */
+    MIKV_BALANCE_SALIENCE = 3, /* channels by mean |q| * (max k - min k), the largest first (MixKVQ, arXiv 2512.19206) */
+    MIKV_BALANCE_RANGE    = 4, /* channels by max k - min k alone */
+    MIKV_BALANCE_BASIS    = 5, /* principal axes of the keys, the largest variance first (as MixedDimKV, arXiv 2603.20616) */
+    /* weighed by the keys alone */
+    MIKV_BALANCE_ALIKE    = 6  /* b = 1 / (max k - min k): all channels have one range, as if each were quantized on its own (KIVI, arXiv 2402.02750) */
 } mikv_balance;
 
 #define MIKV_GROUP_HALF -1 /* mikv_config.group: half the head size where that is 32 or 64, else automatic */
@@ -32,7 +38,7 @@ typedef enum mikv_balance {
 /* How a cache stores its tokens. Fill with mikv_config_default() first, then change fields. */
 typedef struct mikv_config {
     int64_t budget_bytes;  /* bytes the whole cache may take, metadata and staging of up to 512 tokens included; 0: refined_share decides */
-    int32_t k_bits;        /* base bits of a key:   2, 3 or 4 */
+    int32_t k_bits;        /* base bits of a key:   2, 3 or 4; or 0, with lead_share: only its leading channels have a base */
     int32_t v_bits;        /* base bits of a value: 2, 3 or 4 */
     int32_t refined_bits;  /* bits of a refined token, keys and values: 2, 3, 4, 5, 6, 8, or 16 (f16); not below k_bits and v_bits */
     int32_t group;         /* values that share a scale and a minimum: 0 (64, or 32 where the head size asks), MIKV_GROUP_HALF, 32 or 64 */
@@ -52,6 +58,9 @@ typedef struct mikv_config {
     float   rows;          /* tokens that are kept of each KV head: up to 1 a share of the cells (1: all), above that a number. Of a pool, tokens
                               beyond it are dropped, by the policy, never sinks or window; refined_share is then of the rows kept; with a budget,
                               rows below 1 say that there is a pool, and the budget how many rows */
+    float   lead_share;    /* share of a key's channels that lead, 0 .. 1, rounded to groups, which are then of 32 unless group says otherwise: their
+                              base has lead_bits in place of k_bits, and they are rotated apart from the rest. Which ones lead: see balance */
+    int32_t lead_bits;     /* 2, 3 or 4 */
 } mikv_config;
 
 /* What a cache is: its sizes. */

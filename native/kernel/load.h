@@ -2,6 +2,7 @@
 #pragma once
 
 #include "codec/bitsplit.h"
+#include "format/lead.h"
 #include "kernel/batch.h"
 
 namespace mikv {
@@ -9,6 +10,13 @@ namespace mikv {
 // refinement: this row's refinement bytes or null. params: those of group 0 of the cell, groups `params_stride` apart.
 MIKV_FN void decode_row(const RowFormat & f, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                         const uint8_t * refinement, float * out) {
+    if (f.n_lead) {
+        const RowFormat lead = lead_format(f);
+        decode_row(lead, params, params_stride, base, refinement, out);
+        decode_row(rest_format(f), params + f.n_lead * params_stride, params_stride, base + lead.base_bytes(),
+                   refinement ? refinement + lead.refinement_bytes() : nullptr, out + lead.dim);
+        return;
+    }
     const int extra_bytes = f.group * f.extra_bits() / 8;
     for (int g = 0; g < f.n_groups(); g++) {
         decode_group(params[g * params_stride], f.group, f.bits, f.refined_bits, base + g * (f.group * f.bits / 8),

@@ -3,11 +3,19 @@
 
 #include "codec/bitsplit.h"
 #include "format/head.h"
+#include "format/lead.h"
 
 namespace mikv {
 
 MIKV_FN void encode_row(const RowFormat & f, const float * x, uint16_t * params, int64_t params_stride, uint8_t * base,
                         uint8_t * refinement) {
+    if (f.n_lead) {
+        const RowFormat lead = lead_format(f);
+        encode_row(lead, x, params, params_stride, base, refinement);
+        encode_row(rest_format(f), x + lead.dim, params + f.n_lead * params_stride, params_stride, base + lead.base_bytes(),
+                   refinement ? refinement + lead.refinement_bytes() : nullptr);
+        return;
+    }
     const int extra_bytes = f.group * f.extra_bits() / 8;
     for (int g = 0; g < f.n_groups(); g++) {
         params[g * params_stride] = encode_group(x + g * f.group, f, base + g * (f.group * f.bits / 8),

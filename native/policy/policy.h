@@ -35,6 +35,7 @@ std::vector<int> probe_tokens(const Probes & probes, int n, uint32_t now);
 enum Reads : unsigned {
     reads_norm    = 1, // mikv_policy_query.value_norm, estimated
     reads_most    = 2, // the most attention that one query gave a row, for Fold::most
+    reads_squares = 8, // the sum of squares of the attention that queries gave a row, in place of its sum
     reads_queries = 4, // mean and variance of the queries so far; no attention of a prompt is then measured
 };
 
@@ -66,6 +67,9 @@ void rank_clamped(void * user, const mikv_policy_query * query, float * priority
 void rank_expected(void * user, const mikv_policy_query * query, float * priority);
 // ln E[exp(q . key)] of a Gaussian q with these sums over n queries (scaled as for the logits): mu . key + key' diag(variance) key / 2.
 float expected_logit(const float * key, const float * sum, const float * sum_of_squares, double n, int dim);
+// What the row adds to the distortion of attention's output for each bit that it lacks, as a root mean square over the queries that could see it:
+// sqrt(sum a^2 / queries), times the norm of the value (RDKV, arXiv 2605.08317: weights from attention distortion). mass: the sum of squares.
+void rank_rdkv(void * user, const mikv_policy_query * query, float * priority);
 // Youngest first: a plain recency window (StreamingLLM, arXiv 2309.17453, once sinks are exact).
 void rank_recent(void * user, const mikv_policy_query * query, float * priority);
 // The control: a fixed hash of the row.

@@ -19,6 +19,7 @@ const Policy builtin[] = {
     {"clamped", rank_clamped, nullptr, Fold::most, true, reads_most, nullptr, {}},
     {"probes", rank_normalized, nullptr, Fold::sum, true, 0, nullptr, {5, 5, true, true}},
     {"expected", rank_expected, nullptr, Fold::fixed, true, reads_queries, nullptr, {}},
+    {"rdkv", rank_rdkv, nullptr, Fold::sum, true, reads_squares, nullptr, {}},
     {"keydiff", rank_h2o, nullptr, Fold::fixed, true, 0, first_keydiff, {}},
     {"recent", rank_recent, nullptr, Fold::sum, false, 0, nullptr, {}},
     {"random", rank_random, nullptr, Fold::sum, false, 0, nullptr, {}},

@@ -36,8 +36,8 @@ mikv_status check_cells(const Cache & cache, int first, int n) {
 }
 
 mikv_status check_row(int dim, int group, int bits, int refined_bits) {
-    if ((group != 32 && group != 64) || dim < group || dim % group || bits < 2 || bits > 4 || refined_bits < bits ||
-        refined_bits > 8 || refined_bits == 7) {
+    if ((group != 32 && group != 64) || dim < group || dim % group || bits < 0 || bits == 1 || bits > 4 ||
+        refined_bits < bits || refined_bits < 2 || refined_bits > 8 || refined_bits == 7) {
         return fail(MIKV_ERROR_ARGUMENT, "no codec for %d values in groups of %d with %d and %d bits", dim, group, bits,
                     refined_bits);
     }

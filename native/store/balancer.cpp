@@ -1,5 +1,7 @@
 #include "store/balancer.h"
 
+#include "store/channels.h"
+
 namespace mikv {
 
 namespace {
@@ -10,18 +12,39 @@ void make(Cache & cache, const StepShape & shape, const StepData & data, int hea
     const int          stream = head_item / n_head_kv, h = head_item % n_head_kv, group = shape.n_head / n_head_kv;
     const Balance      balance = Balance(cache.config().balance);
     std::vector<float> q(static_cast<size_t>(dim)), k(static_cast<size_t>(dim));
-    const Transform    none = {dim, dim, false, nullptr},
-                    none_v  = {cache.shape().head_dim_v, cache.shape().head_dim_v, false, nullptr};
-    const int        first  = stream * shape.n_tokens;
-    const StagedRows rows   = data.rows.k ? cache.staging().rows(data.rows, first, shape.n_tokens, h, none, none_v)
-                                          : cache.staging().rows(first, shape.n_tokens, h, none, none_v);
+    Sample             sample{dim, {}, {}};
+    const bool         factors = balance == Balance::largest || balance == Balance::damped;
+    const Transform    none    = {dim, dim, false, nullptr},
+                    none_v     = {cache.shape().head_dim_v, cache.shape().head_dim_v, false, nullptr};
+    const int        first     = stream * shape.n_tokens;
+    const StagedRows rows      = data.rows.k ? cache.staging().rows(data.rows, first, shape.n_tokens, h, none, none_v)
+                                             : cache.staging().rows(first, shape.n_tokens, h, none, none_v);
     for (int t = 0; t < shape.n_tokens; t++) {
-        add_reach(balance, rows.k + t * rows.k_stride, dim, k.data());
-        for (int i = 0; i < group; i++) {
-            const char * row =
-                data.q + stream * data.q_stream_bytes + (h * group + i) * data.q_head_bytes + t * data.q_token_bytes;
-            add_reach(balance, reinterpret_cast<const float *>(row), dim, q.data());
+        const float * key = rows.k + t * rows.k_stride;
+        if (factors) {
+            add_reach(balance, key, dim, k.data());
+        } else {
+            sample.k.insert(sample.k.end(), key, key + dim);
         }
+        for (int i = 0; i < group; i++) {
+            const float * row = reinterpret_cast<const float *>(data.q + stream * data.q_stream_bytes +
+                                                                (h * group + i) * data.q_head_bytes + t * data.q_token_bytes);
+            if (factors) {
+                add_reach(balance, row, dim, q.data());
+            } else {
+                sample.q.insert(sample.q.end(), row, row + dim);
+            }
+        }
+    }
+    if (is_order(balance)) {
+        make_order(balance, sample, balancer);
+    } else if (balance == Balance::alike) {
+        make_alike(sample, balancer);
+    } else if (balance == Balance::basis) {
+        make_basis(sample, reinterpret_cast<float *>(balancer));
+    }
+    if (!factors) {
+        return;
     }
     make_balancer(balance, {q.data(), k.data()}, int64_t(shape.n_tokens) * group, shape.n_tokens, dim, balancer);
 }

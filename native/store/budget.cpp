@@ -24,7 +24,8 @@ mikv_status check_range(const char * name, int value, int low, int high) {
 }
 
 mikv_status check_bits(const mikv_config & c) {
-    mikv_status status = check_range("k_bits", c.k_bits, 2, 4);
+    mikv_status status = check_range("k_bits", c.k_bits, c.lead_share > 0.0f && c.k_bits == 0 ? 0 : 2, 4);
+    status             = status ? status : check_range("lead_bits", c.lead_bits, 2, 4);
     if (status == MIKV_OK) {
         status = check_range("v_bits", c.v_bits, 2, 4);
     }
@@ -46,6 +47,9 @@ int group_of(const mikv_config & c, const mikv_shape & s) {
     }
     if (c.group > 0) {
         return c.group;
+    }
+    if (c.lead_share > 0.0f) {
+        return 32; // more places to cut
     }
     return row_dim(s.head_dim_k) % 64 == 0 && row_dim(s.head_dim_v) % 64 == 0 ? 64 : 32;
 }
@@ -76,16 +80,24 @@ struct HeadChoice {
     bool  all = false; // refined whatever the budget
 };
 
+// Leading groups of a key: the share, but at least one where there is a share.
+int lead_groups(const mikv_config & c, const RowFormat & k) {
+    const int wanted = int(std::lround(c.lead_share * float(k.n_groups())));
+    return c.lead_share > 0.0f ? std::max(1, wanted) : 0;
+}
+
 // rows: the cells of one stream, or fewer of a pool.
 HeadLayout layout_with(const mikv_config & c, const mikv_shape & s, const HeadChoice & choice, int n_rows, int n_slots) {
     const int  group = group_of(c, s);
     const bool exact = choice.k_refined == exact_bits;
     HeadLayout l;
-    l.k      = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
-                c.end_points};
-    l.v      = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
-                c.end_points};
-    l.pooled = is_pool(c, s);
+    l.k = {row_dim(s.head_dim_k), group, choice.k_bits, exact ? choice.k_bits : std::max(choice.k_bits, choice.k_refined),
+           c.end_points};
+    l.v = {row_dim(s.head_dim_v), group, choice.v_bits, exact ? choice.v_bits : std::max(choice.v_bits, choice.v_refined),
+           c.end_points};
+    l.k.n_lead    = lead_groups(c, l.k);
+    l.k.lead_bits = l.k.n_lead ? c.lead_bits : 0;
+    l.pooled      = is_pool(c, s);
     l.exact_slots = exact;
     l.n_cells     = n_rows;
     l.n_slots     = std::min(n_slots, n_rows);
@@ -139,7 +151,7 @@ CacheLayout layout_for(const mikv_config & c, const mikv_shape & s, const std::v
     const double largest = largest_share(choices, pool);
     CacheLayout  layout;
     layout.n_head_kv    = s.n_head_kv;
-    layout.balancer_dim = c.balance ? s.head_dim_k : 0;
+    layout.balancer_dim = balancer_size(Balance(c.balance), s.head_dim_k);
     layout.query_sums   = policy_named(c.policy).policy->reads & reads_queries;
     for (const HeadChoice & choice : choices) {
         if (pool) {
@@ -169,6 +181,7 @@ mikv_config default_config() {
     c.refined_bits  = 5;
     c.refined_share = 0.12f;
     c.rows          = 1.0f;
+    c.lead_bits     = 4;
     c.sinks         = 4;
     c.window        = 64;
     c.center_keys   = 1;
@@ -197,13 +210,16 @@ mikv_status check_config(const mikv_config & c) {
     mikv_status status = check_range("center_keys", c.center_keys, 0, 1);
     status             = status ? status : check_range("compress_f16", c.compress_f16, 0, 1);
     status             = status ? status : check_range("rotate", c.rotate, 0, 1);
-    status             = status ? status : check_range("balance", c.balance, MIKV_BALANCE_OFF, MIKV_BALANCE_RMS);
+    status             = status ? status : check_range("balance", c.balance, MIKV_BALANCE_OFF, MIKV_BALANCE_ALIKE);
     status             = status ? status : check_range("end_points", c.end_points, 0, 1);
     if (status) {
         return status;
     }
     if (!(c.refined_share >= 0.0f && c.refined_share <= 1.0f)) {
         return fail(MIKV_ERROR_ARGUMENT, "refined_share is %g: use 0 to 1", double(c.refined_share));
+    }
+    if (!(c.lead_share >= 0.0f && c.lead_share <= 1.0f)) {
+        return fail(MIKV_ERROR_ARGUMENT, "lead_share is %g: use 0 to 1", double(c.lead_share));
     }
     if (!(c.recent_share >= 0.0f && c.recent_share <= 1.0f)) {
         return fail(MIKV_ERROR_ARGUMENT, "recent_share is %g: use 0 to 1", double(c.recent_share));

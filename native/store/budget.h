@@ -17,7 +17,7 @@ mikv_status check_shape(const mikv_shape & shape);
 // The arrays of all KV heads of one stream.
 struct CacheLayout {
     int                     n_head_kv    = 0;
-    int                     balancer_dim = 0;     // values of each head's channel balancer; 0: none
+    int                     balancer_dim = 0;     // 16-bit values of each head's balancer, order or basis; 0: none
     bool                    query_sums   = false; // the policy reads the queries
     int                     n_blocks     = 0;     // blocks of the head that has most
     std::vector<HeadLayout> heads;                // [n_layer][n_head_kv]

@@ -233,7 +233,9 @@ Head Cache::head(int index, int stream, int h) {
 }
 
 Transform Cache::key_transform(const Head & head) const {
-    return {shape_.head_dim_k, row_dim(shape_.head_dim_k), config_.rotate != 0, head.state.balanced ? head.balancer : nullptr};
+    return {shape_.head_dim_k,        row_dim(shape_.head_dim_k),
+            config_.rotate != 0,      head.state.balanced ? head.balancer : nullptr,
+            Balance(config_.balance), head.view.k.lead_dim()};
 }
 
 Transform Cache::value_transform() const {

@@ -37,7 +37,7 @@ struct Head {
     uint8_t *   has_mean; // [n_blocks]
     float *
         query_sums; // [2][k.dim] sum of the queries and of their squares, scaled as for the logits; null: the policy does not ask
-    uint16_t * balancer; // f16 [head_dim_k], or null: this cache has none
+    uint16_t * balancer; // of balancer_size() values, or null: this cache has none
 };
 
 class Cache {
@@ -112,7 +112,7 @@ private:
     std::vector<float>                      mean_sums_;
     std::vector<uint8_t>                    has_mean_;
     std::vector<float>                      query_sums_;
-    std::vector<uint16_t>                   balancers_; // [n_heads][head_dim_k], or nothing
+    std::vector<uint16_t>                   balancers_; // [n_heads][balancer_size()]
     std::vector<std::unique_ptr<CellTable>> cells_;     // [n_stream]
     std::unique_ptr<Staging>                staging_;
 };

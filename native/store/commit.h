@@ -19,8 +19,9 @@ struct Commit {
     int           n_place; // above every row that the tokens may get
     const float * mass;    // [n_mass] attention mass that fell on each row in this micro-batch, or null: not measured
     int           n_mass;
-    float         mass_scale;          // what it counts, measured on a sample of the queries
-    const float * most      = nullptr; // [n_mass] the most that one query gave each row, or null: the policy does not read it
+    float         mass_scale; // what it counts, measured on a sample of the queries
+    const float * most =
+        nullptr; // [n_mass] the most that one query gave each row, or its sum of squares; null: the policy reads neither
     const float * drawn     = nullptr; // [n] what the tokens drew themselves: of `most`, or of mass, scaled; null: not measured
     int           n_queries = 0;       // of the micro-batch; commit_rows sees to it, and to what follows
     const int *   rows      = nullptr; // [n] of the tokens, where that is decided: their cells, or rows of a pool

@@ -61,7 +61,7 @@ mikv_layer_stats Cache::layer_stats(int index) {
     const LayerSums  sums = sum_layer(*this, index);
     mikv_layer_stats s{};
     s.layer        = layers_[index];
-    s.k_bits       = layout_.at(index, 0).k.bits;
+    s.k_bits       = layout_.at(index, 0).k.mean_bits();
     s.v_bits       = layout_.at(index, 0).v.bits;
     s.refined_bits = refined_bits_of(layout_.at(index, 0));
     for (int h = 0; h < shape_.n_head_kv; h++) {
@@ -120,11 +120,11 @@ void Cache::precision(int index, int stream, uint8_t * out) {
         const HeadView view = head(index, stream, h).view;
         uint8_t *      row  = out + size_t(h) * shape_.n_cells;
         for (int cell = 0; cell < shape_.n_cells; cell++) {
-            row[cell] = table.holds(cell) && !view.pooled ? uint8_t(view.k.bits) : uint8_t(0);
+            row[cell] = table.holds(cell) && !view.pooled ? uint8_t(view.k.mean_bits()) : uint8_t(0);
         }
         for (int of = 0; of < view.n_cells && view.pooled; of++) {
             if (view.row_cell[of] != free_slot) {
-                row[view.row_cell[of]] = uint8_t(view.whole() ? refined_bits_of(view) : view.k.bits);
+                row[view.row_cell[of]] = uint8_t(view.whole() ? refined_bits_of(view) : view.k.mean_bits());
             }
         }
         for (int slot = 0; slot < view.n_maps(); slot++) {

@@ -65,7 +65,7 @@ Step::Scratch Step::lay_out() const {
     s.place             = reinterpret_cast<int32_t *>(take(heads * n_columns));
     s.waiting           = reinterpret_cast<int32_t *>(take(own_waiting() ? heads * n_columns : 0));
     s.mass              = take(heads * n_columns);
-    s.most              = take(reads(reads_most) ? heads * n_columns : 0);
+    s.most              = take(reads_each() ? heads * n_columns : 0);
     s.m                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
     s.l                 = take(size_t(shape_.n_stream) * shape_.n_head * shape_.n_tokens);
     s.weights           = take(few() ? heads * rows * n_columns : 0);
@@ -92,7 +92,7 @@ void Step::index_chunk(int head_item, CellRange cells) {
     const size_t  at = size_t(head_item) * columns_.n;
     cache_.index_cells(heads_[size_t(head_item)], cells.first, cells.last, s.place + at);
     std::fill_n(s.mass + at + cells.first, cells.last - cells.first, 0.0f);
-    std::fill_n(s.most + at + cells.first, reads(reads_most) ? cells.last - cells.first : 0, 0.0f);
+    std::fill_n(s.most + at + cells.first, reads_each() ? cells.last - cells.first : 0, 0.0f);
     for (int i = cells.first; i < cells.last && own_waiting(); i++) {
         s.waiting[at + i] = columns_.token(i);
     }
@@ -259,6 +259,10 @@ void Step::note(const Scratch & s, const float * weights, float factor, int n, s
     const int n_most = reads(reads_most) ? n : 0;
     for (int i = 0; i < n_most; i++) {
         s.most[at + i] = std::max(s.most[at + i], factor * weights[i]);
+    }
+    const int n_squares = reads(reads_squares) ? n : 0;
+    for (int i = 0; i < n_squares; i++) {
+        s.most[at + i] += factor * weights[i] * factor * weights[i];
     }
 }
 

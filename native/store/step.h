@@ -83,7 +83,8 @@ private:
     int              group() const { return shape_.n_head / cache_.shape().n_head_kv; }
     bool             few() const;
     int              n_chunks() const;
-    bool             reads(unsigned what) const; // does the policy
+    bool             reads(unsigned what) const;                                      // does the policy
+    bool             reads_each() const { return reads(reads_most | reads_squares); } // every single query's attention
     std::vector<int> probes(int stream) const;
     void             note(const Scratch & s, const float * weights, float factor, int n, size_t at) const;
     void             add_queries(int stream, int head) const;

@@ -78,7 +78,10 @@ void Step::commit_staged(int head_item) {
     const StagedRows rows  = staged_rows(stream, h);
     const float      scale = few() ? 1.0f : float(shape_.n_tokens) / float(probes(stream).size());
     const float *    mass  = measured ? s.mass + at : nullptr;
-    const float *    most  = measured && reads(reads_most) ? s.most + at : nullptr;
+    const float *    most  = measured && reads_each() ? s.most + at : nullptr;
+    for (int i = 0; i < columns_.n && most && reads(reads_squares); i++) {
+        s.most[at + i] *= scale;
+    }
     if (reads(reads_queries) && measured) {
         add_queries(stream, h);
     }

@@ -15,7 +15,7 @@ struct Step::Scratch {
     int32_t * place;   // [n_heads][n_columns]
     int32_t * waiting; // [n_heads][n_columns], as CellIndex::staged, where that is not the table's
     float *   mass;    // [n_heads][n_columns]
-    float *   most;    // [n_heads][n_columns], or nothing if the policy does not read it
+    float *   most;    // [n_heads][n_columns], or the sum of squares; nothing if the policy reads neither
     float *   m;       // [n_stream][n_head][n_tokens]: final
     float *   l;
     float *   weights; // few: [n_heads][rows][n_columns]

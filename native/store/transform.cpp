@@ -68,12 +68,53 @@ void damp(std::vector<double> & b) {
     }
 }
 
-void pad_and_rotate(const Transform & t, float * row) {
-    std::fill(row + t.dim, row + t.row, 0.0f);
+void rotate_parts(const Transform & t, float * row) {
     if (t.rotated) {
-        rotate(row, t.row);
+        rotate(row, t.lead);
+        rotate(row + t.lead, t.row - t.lead);
     }
 }
+
+void pad_and_rotate(const Transform & t, float * row) {
+    std::fill(row + t.dim, row + t.row, 0.0f);
+    rotate_parts(t, row);
+}
+
+const float * basis_of(const Transform & t) { return reinterpret_cast<const float *>(t.balancer); }
+
+// Into the order or the basis; in and out may be the same memory.
+void reorder(const Transform & t, const float * in, float * out) {
+    const std::vector<float> from(in, in + t.dim);
+    for (int i = 0; i < t.dim && is_order(t.balance); i++) {
+        out[i] = from[t.balancer[i]];
+    }
+    for (int i = 0; i < t.dim && t.balance == Balance::basis; i++) {
+        const float * axis = basis_of(t) + size_t(i) * t.dim;
+        float         sum  = 0.0f;
+        for (int j = 0; j < t.dim; j++) {
+            sum += axis[j] * from[j];
+        }
+        out[i] = sum;
+    }
+}
+
+// And back; in and out are not the same memory.
+void restore(const Transform & t, const float * in, float * out) {
+    for (int i = 0; i < t.dim && is_order(t.balance); i++) {
+        out[t.balancer[i]] = in[i];
+    }
+    if (t.balance == Balance::basis) {
+        std::fill(out, out + t.dim, 0.0f);
+        for (int i = 0; i < t.dim; i++) {
+            const float * axis = basis_of(t) + size_t(i) * t.dim;
+            for (int j = 0; j < t.dim; j++) {
+                out[j] += axis[j] * in[i];
+            }
+        }
+    }
+}
+
+bool is_reordered(const Transform & t) { return t.balancer && (is_order(t.balance) || t.balance == Balance::basis); }
 
 } // namespace
 
@@ -96,6 +137,11 @@ void rotate_blocks(float * x, int n, int block) {
 }
 
 void enter_row(const Transform & t, const float * in, float * out) {
+    if (is_reordered(t)) {
+        reorder(t, in, out);
+        pad_and_rotate(t, out);
+        return;
+    }
     for (int i = 0; i < t.dim; i++) {
         out[i] = t.balancer ? in[i] * half_to_float(t.balancer[i]) : in[i];
     }
@@ -103,6 +149,10 @@ void enter_row(const Transform & t, const float * in, float * out) {
 }
 
 void enter_query(const Transform & t, const float * in, float * out) {
+    if (is_reordered(t)) {
+        enter_row(t, in, out);
+        return;
+    }
     for (int i = 0; i < t.dim; i++) {
         out[i] = t.balancer ? in[i] / half_to_float(t.balancer[i]) : in[i];
     }
@@ -110,8 +160,10 @@ void enter_query(const Transform & t, const float * in, float * out) {
 }
 
 void leave_row(const Transform & t, float * in, float * out) {
-    if (t.rotated) {
-        rotate(in, t.row);
+    rotate_parts(t, in);
+    if (is_reordered(t)) {
+        restore(t, in, out);
+        return;
     }
     for (int i = 0; i < t.dim; i++) {
         out[i] = t.balancer ? in[i] / half_to_float(t.balancer[i]) : in[i];

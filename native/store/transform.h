@@ -1,5 +1,6 @@
 // What happens to rows between the model's space and the cache's own: k' = H(b k), q' = H(q / b), v' = H(v), all of them padded. Scores do not
 // change, and attention's output comes back through H, its own inverse. Kernels see the cache's space and nothing else.
+// In place of the factors b a head's keys may have their channels in another order, or be turned into a basis; queries then go the same way.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +8,11 @@
 
 namespace mikv {
 
-enum class Balance { off, largest, damped };
+enum class Balance { off, largest, damped, salience, range, basis, alike };
+
+constexpr bool is_order(Balance b) { return b == Balance::salience || b == Balance::range; }
+// Values of 16 bits that a head keeps of it: f16 factors or channels [dim], or a basis f32 [dim][dim].
+constexpr int balancer_size(Balance b, int dim) { return b == Balance::off ? 0 : b == Balance::basis ? 2 * dim * dim : dim; }
 
 // Values that a row of head_dim values takes in the cache: groups are of 32 or 64.
 constexpr int row_dim(int head_dim) { return (head_dim + 31) / 32 * 32; }
@@ -16,7 +21,9 @@ struct Transform {
     int              dim;      // of a row in the model
     int              row;      // of a row in the cache: row_dim(dim), the rest zero before the rotation
     bool             rotated;  // by H
-    const uint16_t * balancer; // f16 [dim], or null: 1
+    const uint16_t * balancer; // as balance says, or null: keys are as they are
+    Balance          balance = Balance::largest;
+    int              lead    = 0; // channels in front that are rotated on their own, so that they stay apart from the rest
 
     bool nothing() const { return dim == row && !rotated && !balancer; }
 };

@@ -8,11 +8,11 @@ from attention_check import check_scene, check_step
 from native_cache import NativeCache
 from native_library import check, kernel_names, lib
 from scenes import NEVER, Scene, View
-from tables import Case, pool_cases, precision_cases, shape_cases, view_cases
+from tables import Case, leading_cases, pool_cases, precision_cases, shape_cases, view_cases
 
 from mikv_cpp.reference.cache import Config, Shape
 
-CASES = precision_cases() + shape_cases() + view_cases() + pool_cases()
+CASES = precision_cases() + shape_cases() + view_cases() + pool_cases() + leading_cases()
 
 
 @pytest.fixture(params=kernel_names(), autouse=True)

@@ -19,6 +19,7 @@ from mikv_cpp.reference import codec  # noqa: E402
 from mikv_cpp.reference.cache import Config, ReferenceCache, Shape, Step  # noqa: E402
 
 HASHES = HERE / "sha256.json"
+LEADING = [(0, 4, 1, 4), (0, 8, 1, 2), (2, 5, 2, 4), (2, 8, 1, 3), (3, 3, 3, 4)]  # bits, refined_bits, n_lead, lead_bits
 SPLITS = [(bits, refined) for bits in (2, 3, 4) for refined in (4, 5, 6, 8)]
 
 
@@ -48,6 +49,19 @@ def codec_vectors() -> dict[str, np.ndarray]:
     return out
 
 
+def leading_vectors() -> dict[str, np.ndarray]:
+    """The golden rows with leading groups of 32."""
+    rows = golden_rows()
+    out = {"rows": rows}
+    for bits, refined, n_lead, lead_bits in LEADING:
+        name, form = f"b{bits}r{refined}n{n_lead}l{lead_bits}", (32, bits, refined, n_lead, lead_bits)
+        e = codec.encode_leading(rows, *form)
+        out[f"{name}_params"], out[f"{name}_base"], out[f"{name}_refinement"] = e.params, e.base, e.refinement
+        out[f"{name}_coarse"] = codec.decode_leading(e.params, e.base, None, *form)
+        out[f"{name}_fine"] = codec.decode_leading(e.params, e.base, e.refinement, *form)
+    return out
+
+
 def head_vectors() -> dict[str, np.ndarray]:
     """The arrays of one KV head after five tokens: two sinks, two refined rows, one at base precision."""
     cache = ReferenceCache(Config(3, 2, 5, sinks=2, refined_share=0.25, center_keys=False, policy="recent"), Shape(n_cells=8))
@@ -73,7 +87,7 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
-GOLDEN = {"codec": codec_vectors, "head": head_vectors}
+GOLDEN = {"codec": codec_vectors, "head": head_vectors, "leading": leading_vectors}
 
 
 def main() -> None:

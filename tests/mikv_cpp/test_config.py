@@ -29,13 +29,21 @@ def test_presets_are_what_the_readme_says() -> None:
         "pyramidkv": (2, 2, 16, 1.0, "snapkv"),
         "qpruning": (2, 2, 4, 1.0, "snapkv"),
         "zipcache": (2, 2, 4, 0.6, "probes"),
+        "kvmix": (2, 2, 16, 0.05, "recent"),
+        "mixkvq": (2, 2, 16, 0.05, "recent"),
+        "kivi": (2, 2, 16, 0.0, "recent"),
+        "mixeddim": (0, 2, 5, 0.2, "normalized"),
+        "rdkv": (2, 2, 5, 0.5, "rdkv*v"),
         "sinks": (4, 4, 8, 0.0, "recent"),
         "q8": (4, 4, 8, 1.0, "normalized"),
     }
     paper = PRESETS["paper"]
     pools = {name for name, c in PRESETS.items() if c.is_pool}
-    assert pools == {"streaming", "h2o", "snapkv", "pyramidkv", "qpruning"}
-    others = [c for name, c in PRESETS.items() if name not in pools | {"paper", "zipcache"}]
+    assert pools == {"streaming", "h2o", "snapkv", "pyramidkv", "qpruning", "rdkv"}
+    leading = {name: (c.balance, c.lead_share, c.lead_bits) for name, c in PRESETS.items() if c.lead_share}
+    assert leading == {"mixkvq": ("salience", 0.25, 4), "mixeddim": ("basis", 0.5, 4)}
+    methods = pools | {"paper", "zipcache", "kvmix", "mixkvq", "kivi", "mixeddim"}
+    others = [c for name, c in PRESETS.items() if name not in methods]
     assert all((c.sinks, c.window, c.recent_share, c.center_keys, c.budget) == (4, 64, 0, True, None) for c in others)
     assert all((c.rotate, c.balance, c.end_points, c.group, c.protect) == (True, "off", False, 0, True) for c in others)
     assert (paper.sinks, paper.window, paper.recent_share, paper.center_keys, paper.budget) == (0, 0, 0.5, False, None)

@@ -34,6 +34,13 @@ def test_mikvs_table_of_sizes(library: Library, name: str, percent: int) -> None
     assert share - 0.03 < ours < share + 0.04
 
 
+def test_leading_channels_count_their_own_bits() -> None:
+    """MixKVQ (arXiv 2512.19206) at 2 bits, a quarter of the key channels at 4: 2.25 and the groups' scales and zeros."""
+    config = parse_cache("mixkvq:refined_share=0:group=64").config
+    assert config is not None
+    assert published_bits(config, 128) == pytest.approx(2.25 + 32 / 64)
+
+
 def test_dropped_tokens_count_nothing() -> None:
     arms = [parse_cache(f"qpruning:rows={rows}:refined_bits={bits}").config for rows, bits in ((0.05, 16), (0.1, 8), (0.2, 4))]
     counted = [published_bits(config, 64) for config in arms if config is not None]

@@ -53,7 +53,7 @@ def test_another_ggml_is_refused_naming_both() -> None:
 
 
 def test_policies_are_the_ones_that_config_knows(library: Library) -> None:
-    assert library.policies()[:10] == POLICIES[:10]
+    assert library.policies()[:11] == POLICIES[:11]
 
 
 def test_a_kernel_set_is_chosen_among_those_there(library: Library) -> None:
@@ -68,6 +68,7 @@ def test_presets_cost_less_than_f16(library: Library, name: str) -> None:
     bits = 16 * library.config_bytes(PRESETS[name], shape) / f16_bytes
     most = {"mikv": 3.8, "mikv-tight": 3.1, "mikv-safe": 4.6, "mikv-2bit": 3.8, "paper": 4.0, "sinks": 4.6, "q8": 9.0}
     most |= {"zipcache": 4.0, "qpruning": 1.3, **dict.fromkeys(("streaming", "h2o", "snapkv", "pyramidkv"), 4.3)}
+    most |= {"kvmix": 3.3, "mixkvq": 4.0, "kivi": 3.0, "mixeddim": 3.6, "rdkv": 3.6}
     assert most[name] >= bits > (1.0 if PRESETS[name].is_pool else 2.5)
 
 

@@ -30,7 +30,8 @@ struct Tally {
 
 std::string name_of(const RowFormat & f) {
     return "dim " + std::to_string(f.dim) + " group " + std::to_string(f.group) + " bits " + std::to_string(f.bits) + "/" +
-           std::to_string(f.refined_bits) + (f.end_points ? " end points" : "");
+           std::to_string(f.refined_bits) + (f.end_points ? " end points" : "") +
+           (f.n_lead ? " leading " + std::to_string(f.n_lead) + " at " + std::to_string(f.lead_bits) : "");
 }
 
 // --- store and load -------------------------------------------------------------------------------------------------------------
@@ -75,7 +76,11 @@ void check_store(const Kernels & set, const RowFormat & f, const RowPattern & pa
 }
 
 void check_stores(const Kernels & set, Tally & tally) {
-    for (const RowFormat & format : all_formats()) {
+    std::vector<RowFormat> formats = all_formats();
+    for (const RowFormat & format : leading_formats()) {
+        formats.push_back(format);
+    }
+    for (const RowFormat & format : formats) {
         for (const RowPattern & pattern : row_patterns) {
             check_store(set, format, pattern, tally);
         }

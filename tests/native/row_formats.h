@@ -52,6 +52,23 @@ inline std::vector<RowFormat> all_formats() {
     return formats;
 }
 
+// Rows whose leading groups have bits of their own. No GPU kernel knows them.
+inline std::vector<RowFormat> leading_formats() {
+    std::vector<RowFormat> formats;
+    for (int dim : {64, 96, 256}) {
+        for (int bits : {0, 2, 3}) {
+            for (int refined_bits : {4, 5, 8}) {
+                for (int lead_bits : {2, 4}) {
+                    for (int n_lead : {1, dim / 32 - 1, dim / 32}) {
+                        formats.push_back({dim, 32, bits, refined_bits, lead_bits == 2, n_lead, lead_bits});
+                    }
+                }
+            }
+        }
+    }
+    return formats;
+}
+
 struct RowPattern {
     const char * name;
     float (*value)(Random & random, int i);

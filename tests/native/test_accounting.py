@@ -28,13 +28,19 @@ LAYOUTS = (
     (Config(4, 2, 5, sinks=4, window=64, rows=0.25), Shape(2, 2, 5000, 2, 64, 64)),
     (Config(2, 2, 8, sinks=4, window=64, rows=1000, refined_share=1.0), Shape(2, 2, 3000, 1, 64, 96)),
     (Config(2, 2, 16, sinks=4, window=64, rows=1000, refined_share=1.0), Shape(2, 2, 3000, 1, 64, 96)),
+    (Config(2, 3, 8, sinks=4, window=64, lead_share=0.25), Shape(2, 2, 900, 2, 128, 64)),
+    (Config(0, 2, 4, lead_share=0.5, lead_bits=3, group=64, balance="basis"), Shape(1, 2, 700, 1, 128, 128)),
+    (Config(3, 2, 16, window=9, lead_share=0.6, balance="salience", rows=300), Shape(1, 2, 700, 1, 96, 96)),
+    (Config(4, 2, 5, sinks=4, window=64, policy="rdkv*v", balance="alike"), Shape(2, 2, 500, 2, 64, 64)),
 )
 
 
 def head_state_bytes(config: Config, shape: Shape) -> int:
     """Room for what a head remembers besides FORMAT.md's arrays: counters, sums of keys and of queries."""
     n_sums = 3 if config.policy == "expected" else 1
-    return 128 + 4 * n_sums * shape.head_dim_k + -(-shape.n_cells // 128)
+    dim = shape.head_dim_k
+    settled = {"off": 0, "basis": 4 * dim * dim}.get(config.balance, 2 * dim)
+    return 128 + 4 * n_sums * dim + -(-shape.n_cells // 128) + settled
 
 
 @pytest.mark.parametrize(("config", "shape"), LAYOUTS)

@@ -15,9 +15,10 @@ BAD = (
     ("refined_bits", 1), ("refined_bits", 7), ("refined_bits", 9), ("refined_bits", 15), ("rows", 0), ("rows", -1),
     ("rows", math.nan), ("group", 16), ("group", 128), ("group", -32), ("group", -2),
     ("sinks", -1), ("sinks", 65), ("window", -1), ("window", 4097), ("center_keys", 2), ("center_keys", -1),
-    ("head_dim_k", -80), ("head_dim_v", -64), ("compress_f16", 2), ("rotate", 2), ("balance", 3), ("end_points", -1),
+    ("head_dim_k", -80), ("head_dim_v", -64), ("compress_f16", 2), ("rotate", 2), ("balance", 7), ("end_points", -1),
     ("recent_share", -0.5), ("recent_share", 1.5), ("recent_share", math.nan), ("refined_share", -0.01), ("refined_share", 1.5),
-    ("refined_share", math.nan), ("budget_bytes", -1),
+    ("refined_share", math.nan), ("budget_bytes", -1), ("lead_share", -0.1), ("lead_share", 1.1), ("lead_share", math.nan),
+    ("lead_bits", 1), ("lead_bits", 5),
 )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from attention_check import check_scene, check_step
 from codec_check import check_decode, check_encode, hard_rows
+from leading_check import EXACT, check_leading
+from leading_check import SHAPE as LEADING_SHAPE
 from scenes import Scene, View
 from tier_check import (
     Diary,
@@ -23,7 +25,7 @@ from tier_check import (
     check_window,
 )
 
-from mikv_cpp.reference import codec, planes, policy
+from mikv_cpp.reference import codec, planes, policy, transform
 from mikv_cpp.reference.cache import FORGOTTEN_AFTER, Config, ReferenceCache, Shape
 
 # --- codec --------------------------------------------------------------------------------------------------------------
@@ -224,6 +226,36 @@ def test_a_stale_row_is_noticed(cache, passes):
             check_step(cache, 0, step, "plain")
 
 
+# --- leading channels -----------------------------------------------------------------------------------------------------
+
+
+class OneMoreLeads(ReferenceCache):
+    """A group too many leads."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.n_lead += 1
+        self.clear()
+
+
+class LeastSalientFirst(ReferenceCache):
+    """The order the other way round."""
+
+    def _settle_balancer(self, head, *rest):
+        settled = head.settled
+        super()._settle_balancer(head, *rest)
+        if not settled and head.balancer is not None:
+            head.balancer = transform.Axes(head.balancer.matrix[::-1])
+
+
+@pytest.mark.parametrize(("broken", "balance"), [(OneMoreLeads, "off"), (LeastSalientFirst, "salience")])
+def test_broken_leading_channels_fail(broken, balance):
+    config = replace(EXACT, balance=balance)
+    check_leading(ReferenceCache(config, LEADING_SHAPE), config)
+    with pytest.raises(AssertionError, match="read back otherwise"):
+        check_leading(broken(config, LEADING_SHAPE), config)
+
+
 # --- tiers and policies -----------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +342,8 @@ POLICY_FAULTS = {
     "probes, not by age": ("probes", lambda query: query.mass),
     "expected, least first": ("expected", lambda query: -query.mass),
     "expected*v, its logarithm": ("expected*v", lambda query: query.mass),
+    "rdkv, by the sum of squares alone": ("rdkv", lambda query: query.mass),
+    "rdkv*v, squared but not v": ("rdkv*v", policy.normalized),
     "keydiff, likest first": ("keydiff", lambda query: -query.mass),
     "h2o*v, against v": ("h2o*v", lambda query: query.mass / query.value_norm**4),
     "recent, oldest first": ("recent", lambda query: -query.born.astype(np.float32)),

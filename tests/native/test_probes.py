@@ -10,7 +10,7 @@ from native_cache import NativeCache
 from scenes import Scene, View
 from tier_check import attention_of
 
-from mikv_cpp.reference import attention, policy
+from mikv_cpp.reference import policy
 from mikv_cpp.reference.cache import Config, Shape
 
 SHAPE = Shape(n_head_kv=2, n_cells=400, head_dim_k=32, head_dim_v=32)
@@ -34,7 +34,7 @@ def test_each_batch_draws_anew_and_evenly():
     assert drawn[0] != drawn[1]
 
 
-@pytest.mark.parametrize("name", ["h2o", "probes", "clamped"])
+@pytest.mark.parametrize("name", ["h2o", "probes", "clamped", "rdkv"])
 def test_scores_of_a_prompt_are_those_of_its_probes(name: str):
     with NativeCache(Config(policy=name, refined_share=1.0, center_keys=False), SHAPE) as cache:
         scene = Scene(SHAPE, View(gqa=2))
@@ -46,10 +46,8 @@ def test_scores_of_a_prompt_are_those_of_its_probes(name: str):
             cache.step(0, step)
             now += n
             probes = policy.probe_tokens(name, n, now)
-            if policy.reads_most(name):
-                drawn = attention.most(p[probes], SHAPE.n_head_kv)
-            else:
-                drawn = attention.mass(p[probes], SHAPE.n_head_kv) * n / len(probes)
+            drawn = policy.drawn_by(name)(p[probes], SHAPE.n_head_kv)
+            drawn *= 1 if policy.reads_most(name) else n / len(probes)
             want[:, : drawn.shape[1]] = policy.folded(name, want[:, : drawn.shape[1]], drawn, n)
             assert np.allclose(cache.scores(0, 0), want, rtol=1e-3, atol=1e-5), np.abs(cache.scores(0, 0) - want).max()
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from attention_check import check_scene, check_step
+from leading_check import EXACT, check_leading
+from leading_check import SHAPE as LEADING_SHAPE
 from native_cache import NativeCache, config_bytes
 from native_library import check, kernel_names, lib
 from scenes import Scene, View
@@ -15,7 +17,7 @@ from mikv_cpp.reference import transform
 from mikv_cpp.reference.cache import Config, ReferenceCache, Shape
 
 SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 256)
-BALANCES = ("off", "max", "rms")
+BALANCES = ("off", "max", "rms", "salience", "range", "alike")
 SHAPE = Shape(n_head_kv=2, n_cells=261)
 EIGHT_BITS = Config(2, 2, 8, refined_share=1.0, center_keys=False)
 
@@ -214,3 +216,105 @@ def test_heads_that_are_kept_whole_do_not_widen_the_window():
         assert cache.stats().config.window == 26
     with NativeCache(Config(recent_share=0.5, refined_share=1.0, window=3), shape) as cache:
         assert cache.stats().config.window == 3
+
+
+# --- orders, bases and leading channels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [0, 32])
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("kind", ["salience", "range", "basis"])
+def test_orders_and_bases_leave_dot_products_alone(kind, rotate, lead):
+    rng = np.random.default_rng(1)
+    q, k = rng.normal(size=(200, 80)), rng.normal(size=(200, 80)) * rng.lognormal(0, 1, 80)
+    b = transform.settle(kind, q, k)
+    inside_q, inside_k = transform.enter_query(q, rotate, b, lead), transform.enter(k, rotate, b, lead)
+    assert np.allclose(inside_q @ inside_k.T, q @ k.T, rtol=1e-10, atol=1e-10)
+    assert np.allclose(transform.leave(inside_k, 80, rotate, b, lead), k, atol=1e-10)
+    norms = np.linalg.norm(inside_k[:, :32], axis=1), np.linalg.norm(transform.enter(k, False, b)[:, :32], axis=1)
+    assert lead == 0 or np.allclose(*norms), "the leading channels stay apart"
+
+
+def test_salience_is_what_queries_and_keys_make_of_a_channel():
+    q, k = np.ones((40, 4)), np.linspace(-1, 1, 40)[:, None] * np.array([1, 3, 2, 4])
+    q[:, 3] = 0.1
+    assert transform.order("range", q, k).tolist() == [3, 1, 2, 0]
+    assert transform.order("salience", q, k).tolist() == [1, 2, 0, 3]
+
+
+def test_alike_gives_channels_one_range():
+    k = np.random.default_rng(0).normal(size=(50, 8)) * np.array([100, 1, 1, 1, 0.01, 1, 1, 0])
+    b = transform.alike(k)
+    assert np.allclose(np.ptp(k * b, axis=0)[:7], np.ptp(k * b, axis=0)[0], rtol=2e-3), "f16 holds b to half a thousandth"
+    assert np.isfinite(b).all()
+
+
+def energies(cache, step, first: int, n: int) -> tuple[float, float]:
+    """Squared error and squared deviation from the mean of the keys of a step's rows that read back from the base alone."""
+    got, want = cache.read(0, 0, 0, first, n), step.k[0]
+    return float(((got - want) ** 2).sum()), float(((want - want.mean(axis=0)) ** 2).sum())
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("k_bits", [0, 2, 3])
+@pytest.mark.parametrize("balance", ["off", "salience", "range"])
+def test_leading_rows_read_back_as_the_definition_says(balance, k_bits):
+    config = replace(EXACT, balance=balance, k_bits=k_bits)
+    with NativeCache(config, LEADING_SHAPE) as cache:
+        check_leading(cache, config)
+
+
+@pytest.mark.parametrize("dim", [64, 96, 128])
+def test_keys_of_a_few_dimensions_need_only_the_leading_axes(dim):
+    """Keys that span 16 dimensions: of a base without the rest almost all is there; of channels as they come, not half."""
+    shape = Shape(n_cells=261, head_dim_k=dim, head_dim_v=dim)
+    rng = np.random.default_rng(dim)
+    plane = rng.normal(size=(16, dim)).astype(np.float32)
+    errors = {}
+    for balance in ("basis", "off"):
+        config = Config(0, 2, 4, refined_share=0.0, lead_share=0.5, lead_bits=4, balance=balance, rotate=True)
+        with NativeCache(config, shape) as cache:
+            scene = Scene(shape)
+            step = scene.step([0] * 128)
+            step.k[0, :, 0] = (np.random.default_rng(0).normal(size=(128, 16)) @ plane).astype(np.float16)
+            cache.step(0, step)
+            reference = ReferenceCache(config, shape)
+            reference.step(0, step)
+            error, energy = energies(cache, step, 0, 128)
+            errors[balance] = error / energy
+            assert error == pytest.approx(energies(reference, step, 0, 128)[0], rel=0.05)
+    assert errors["basis"] < 0.02, "4 bits, and nothing behind the leading axes"
+    assert errors["off"] > 0.2
+
+
+def test_more_bits_for_salient_channels_lessen_the_error_of_logits():
+    """Keys whose channels are much alike and queries whose channels are not: what queries reach decides."""
+    shape = Shape(n_cells=300, head_dim_k=128, head_dim_v=32)
+    rng = np.random.default_rng(3)
+    reach_q, reach_k = rng.lognormal(0, 1, 128), rng.lognormal(0, 0.05, 128)
+    errors = {}
+    for balance in ("salience", "range"):
+        config = Config(2, 2, 8, refined_share=0.0, lead_share=0.25, balance=balance, rotate=True, center_keys=False)
+        with NativeCache(config, shape) as cache:
+            step = Scene(shape, View(k_offset=0.0)).step([0] * 256)
+            step.k[:], step.q[:] = (step.k * reach_k).astype(np.float16), step.q * reach_q
+            cache.step(0, step)
+            off = cache.read(0, 0, 0, 0, 256)[:, 0] - step.k[0, :, 0]
+            errors[balance] = float(((step.q[0, :, 0] @ off.T) ** 2).mean())
+    assert errors["salience"] < 0.8 * errors["range"]
+
+
+@pytest.mark.parametrize(("balance", "size"), [("salience", 2 * 64), ("range", 2 * 64), ("basis", 4 * 64 * 64)])
+def test_orders_bases_and_leading_channels_are_counted(balance, size):
+    shape = Shape(2, 3, 512, 2, 64, 64)
+    plain = Config(2, 2, 2, group=32, refined_share=0.0)
+    leading = replace(plain, lead_share=0.5, group=0)
+    more = config_bytes(leading, shape) - config_bytes(plain, shape)
+    assert more == 2 * 3 * 2 * (512 * 32 * 2 // 8 + 0), "2 more bits for half of the channels"
+    nothing = config_bytes(replace(leading, k_bits=0), shape) - config_bytes(leading, shape)
+    assert nothing == 2 * 3 * 2 * (512 * 32 * -2 // 8)
+    assert config_bytes(replace(leading, balance=balance), shape) - config_bytes(leading, shape) == 2 * 3 * 2 * size
+    with NativeCache(replace(leading, balance=balance), shape) as cache:
+        assert cache.stats().bytes_total <= config_bytes(replace(leading, balance=balance), shape)
+        cache.step(0, Scene(shape).step([0] * 40, n_stream=2))
+        assert (cache.precision(0, 0)[:, :40] == 3).all(), "bits on average"

@@ -3,6 +3,7 @@
 
 #include "backend/cpu/fast_math.h"
 #include "codec/bitsplit.h"
+#include "format/lead.h"
 
 namespace mikv {
 
@@ -29,8 +30,10 @@ template <class Isa, int group> static inline typename Isa::B group_codes(int n,
         return group_codes<Isa, group, 4>(x, j);
     case 5:
         return group_codes<Isa, group, 5>(x, j);
-    default:
+    case 6:
         return group_codes<Isa, group, 6>(x, j);
+    default:
+        return group_codes<Isa, group, 8>(x, j);
     }
 }
 
@@ -67,10 +70,31 @@ static void decode_groups(const RowFormat & f, const uint16_t * params, int64_t 
     }
 }
 
+// A base of no bits: the refinement is all there is, or the middle of each group's range.
+template <class Isa>
+static void decode_without_base(const RowFormat & f, const uint16_t * params, int64_t params_stride, float * row) {
+    for (int g = 0; g < f.n_groups(); g++) {
+        const uint16_t p      = params[g * params_stride];
+        const auto     middle = Isa::add(Isa::set(params_min(p)), Isa::mul(Isa::set(0.5f), Isa::set(params_range(p))));
+        for (int i = 0; i < f.group; i += Isa::width) {
+            Isa::store(row + g * f.group + i, middle);
+        }
+    }
+}
+
 template <class Isa>
 static void decode_row(const RowFormat & f, const uint16_t * params, int64_t params_stride, const uint8_t * base,
                        const uint8_t * refinement, float * row) {
-    if (f.group == 64) {
+    if (f.n_lead) {
+        const RowFormat lead = lead_format(f);
+        decode_row<Isa>(lead, params, params_stride, base, refinement, row);
+        decode_row<Isa>(rest_format(f), params + f.n_lead * params_stride, params_stride, base + lead.base_bytes(),
+                        refinement ? refinement + lead.refinement_bytes() : nullptr, row + lead.dim);
+    } else if (f.bits == 0 && !(refinement && f.refined_bits)) {
+        decode_without_base<Isa>(f, params, params_stride, row);
+    } else if (f.bits == 0) {
+        decode_row<Isa>({f.dim, f.group, f.refined_bits, f.refined_bits}, params, params_stride, refinement, nullptr, row);
+    } else if (f.group == 64) {
         decode_groups<Isa, 64>(f, params, params_stride, base, refinement, row);
     } else {
         decode_groups<Isa, 32>(f, params, params_stride, base, refinement, row);
@@ -130,6 +154,13 @@ template <class Isa>
 static void encode_row(const RowFormat & f, const float * row, uint16_t * params, int64_t params_stride, uint8_t * base,
                        uint8_t * refinement) {
     using F = typename Isa::F;
+    if (f.n_lead) {
+        const RowFormat lead = lead_format(f);
+        encode_row<Isa>(lead, row, params, params_stride, base, refinement);
+        encode_row<Isa>(rest_format(f), row + lead.dim, params + f.n_lead * params_stride, params_stride,
+                        base + lead.base_bytes(), refinement ? refinement + lead.refinement_bytes() : nullptr);
+        return;
+    }
     uint8_t codes[64];
     for (int g = 0; g < f.n_groups(); g++) {
         const float *  x         = row + g * f.group;

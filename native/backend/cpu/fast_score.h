@@ -7,6 +7,7 @@
 #pragma once
 
 #include "backend/cpu/fast_dots.h"
+#include "backend/cpu/fast_rows.h"
 #include "backend/cpu/fast_tile.h"
 
 namespace mikv {
@@ -226,12 +227,32 @@ template <class Isa> struct Scorer {
         }
     }
 
+    // Keys whose leading groups have bits of their own, one after the other by way of floats.
+    void score_loaded(const Tile & tile) {
+        for (int i = 0; i < tile.end; i++) {
+            const int     cell  = tile.first + i;
+            const int32_t place = index.place[cell];
+            if (!(tile.seen >> i & 1) || index.staged[cell] >= 0 || place < place_base) {
+                continue;
+            }
+            decode_row<Isa>(head.k, head.k_params + cell, head.n_cells, head.k_base + int64_t(cell) * head.k.base_bytes(),
+                            place >= 0 ? head.k_refined + int64_t(place) * head.k.refinement_bytes() : nullptr, key);
+            for (int row = 0; row < rows.n_rows; row++) {
+                logits[row * tile_cells + i] =
+                    mean_dots[row] + dot_floats<Isa>(rows.q + int64_t(row) * head.k.dim, key, head.k.dim);
+            }
+        }
+    }
+
     template <int group> void score_tile(const Tile & tile) {
-        if (tile.end) {
+        if (tile.end && head.k.n_lead) {
+            read_mean(tile.first);
+            score_loaded(tile);
+        } else if (tile.end) {
             read_mean(tile.first);
             with_bits(head.k.bits, [&](auto bits) { score_base<group, bits.value>(tile); });
         }
-        if (tile.n_refined && head.k.extra_bits()) {
+        if (tile.n_refined && head.k.extra_bits() && !head.k.n_lead) {
             with_bits(head.k.extra_bits(), [&](auto bits) { score_refined<group, bits.value>(tile); });
         }
         for (int i = 0; i < tile.n_direct; i++) {
