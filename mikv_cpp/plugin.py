@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mikv_cpp.errors import LibraryError
+from mikv_cpp.errors import ConfigError, LibraryError
 from mikv_cpp.native import Library, PolicyQuery
 
 LLAMA_CPP_VERSION = "0.3.36"  # pyproject.toml pins the same; tests compare the two
@@ -26,8 +26,9 @@ except (ImportError, OSError, RuntimeError) as _error:
         f"llama-cpp-python {LLAMA_CPP_VERSION} cannot be loaded ({_error}): `pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
     ) from _error
 
-_DEVICE_PREFIX = b"MIKV"
-_DEVICE = b"MIKV0"
+_PREFIX = "MIKV"
+_DEFAULT = "MIKV0"
+_CHOICE = "MIKV_DEVICE"  # environment: the ggml device to use, also of processes that this one starts
 _LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 
@@ -72,30 +73,74 @@ def native_library() -> Library:
     return Library(ggml_function("ggml_version", ctypes.c_char_p)().decode())
 
 
-def mikv_device() -> int:
-    """Address of the MIKV device, registering it with ggml the first time.
+def _devices() -> dict[str, int]:
+    """Addresses of ggml's devices by name."""
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
+    return {name(device).decode(): int(device) for device in every}
+
+
+def _registered() -> dict[str, int]:
+    """Addresses of the MIKV devices by name, first of all the one that is used unless another is asked for.
 
     Raises:
         LibraryError: llama.cpp refuses the plug-in.
     """
     library = native_library()
-    by_name = ggml_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    if not by_name(_DEVICE):
+    if _DEFAULT not in _devices():
         with ErrorLog(forward=False) as log:
             ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
-        if not by_name(_DEVICE):
+        if _DEFAULT not in _devices():
             reason = library.last_error() or log.first or "it registered no device"
             raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")
-    return int(by_name(_DEVICE))
+    return {name: device for name, device in _devices().items() if name.startswith(_PREFIX)}
+
+
+def use_device(name: Optional[str]) -> None:
+    """From now on, use the ggml device of this name ("CUDA0", "CPU"; "MIKV1" for the one that MIKV1 decorates); None: the first.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name:
+        os.environ[_CHOICE] = name
+        mikv_device()
+
+
+def mikv_device() -> int:
+    """Address of the MIKV device to use, registering it with ggml the first time.
+
+    Raises:
+        LibraryError: llama.cpp refuses the plug-in.
+        ConfigError: the device that was asked for is not there.
+    """
+    ours, wanted = _registered(), os.environ.get(_CHOICE) or _DEFAULT
+    inner = {native_library().inner(device): device for device in reversed(ours.values())}
+    found = ours.get(wanted) or inner.get(wanted)
+    if found is None:
+        raise ConfigError(
+            f"there is no device {wanted!r} here, only {', '.join(sorted(inner))}: choose one of these, or install a "
+            "llama-cpp-python that was built for it"
+        )
+    return found
+
+
+def chosen_devices() -> list[int]:
+    """Addresses of the devices for llama.cpp's own caches beside ours: the GPU that was asked for; none: the CPU."""
+    inner = _devices()[native_library().inner(mikv_device())]
+    return [inner] if os.environ.get(_CHOICE) and _kind(inner) == _DEVICE_TYPE_GPU else []
+
+
+def _kind(device: int) -> int:
+    return int(ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device))
 
 
 def plain_devices() -> list[int]:
     """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
-    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
-    return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
+    return [
+        device for name, device in _devices().items() if _kind(device) == _DEVICE_TYPE_GPU and not name.startswith(_PREFIX)
+    ]
 
 
 def device_list(devices: Sequence[int]) -> Any:

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "ggml-impl.h"
+#include "ggml/graph_identity.h"
 
 namespace mikv {
 
@@ -24,16 +25,6 @@ ggml_tensor custom_node(Work * work) {
     static_assert(sizeof(params) <= sizeof(node.op_params), "custom op parameters fit");
     std::memcpy(node.op_params, &params, sizeof(params));
     return node;
-}
-
-ggml_cgraph with_nodes(const ggml_cgraph & graph, ggml_tensor ** nodes, int n_nodes) {
-    ggml_cgraph part = graph;
-    part.nodes       = nodes;
-    part.n_nodes     = n_nodes;
-    part.size        = n_nodes;
-    part.grads = part.grad_accs = nullptr;
-    part.uid                    = 0;
-    return part;
 }
 
 } // namespace
@@ -94,8 +85,51 @@ ggml_status GraphRunner::compute_in_pieces(const ggml_cgraph & graph) {
     return flush();
 }
 
+// Is the graph one for kernels on the device? Then gpu_plan_ is its plan. Attention that is not, now or ever: the cache comes home for good.
+bool GraphRunner::runs_on_gpu(ggml_cgraph * graph) {
+    if (!device_.gpu.device) {
+        return false;
+    }
+    if (gpu_plan_ && gpu_plan_->identity().same(GraphIdentity::of(graph, 0))) {
+        return true;
+    }
+    if (!loaded_) {
+        loaded_   = std::make_unique<LoadedRows>();
+        handover_ = std::make_unique<Handover>(device_, inner_);
+    }
+    gpu_plan_.reset();
+    ggml_backend_synchronize(inner_); // nothing of the last plan is at work any more
+    std::string why;
+    gpu_plan_ = GpuPlan::make(device_, graph, *loaded_, &why);
+    if (!gpu_plan_) {
+        stay_home(*graph, why);
+    }
+    return gpu_plan_ != nullptr;
+}
+
+void GraphRunner::stay_home(const ggml_cgraph & graph, const std::string & why) {
+    bool attends = false;
+    for (int i = 0; i < graph.n_nodes; i++) {
+        attends = attends || (graph.nodes[i]->op == GGML_OP_FLASH_ATTN_EXT && uses_cache(graph.nodes[i]));
+    }
+    if (attends) {
+        GGML_LOG_WARN("mikv: %s: attention over the cache goes through the CPU: %s\n", device_.name.c_str(), why.c_str());
+    }
+    for (KvBuffer * buffer : device_.buffers) {
+        for (size_t i = 0; i < buffer->n_caches(); i++) {
+            buffer->cache_at(i).bring_home(all_layers, true);
+            if (attends) {
+                buffer->cache_at(i).live(nullptr);
+            }
+        }
+    }
+}
+
 ggml_status GraphRunner::compute(ggml_cgraph * graph, int n_threads) {
-    if (!plan_ || !plan_->identity().same(Plan::identity_of(graph, n_threads))) {
+    if (runs_on_gpu(graph)) {
+        return gpu_plan_->compute(*graph, inner_, *handover_);
+    }
+    if (!plan_ || !plan_->identity().same(GraphIdentity::of(graph, n_threads))) {
         plan_.reset(); // its memory before that of the next
         plan_ = std::make_unique<Plan>(device_, graph, n_threads);
         make_nodes();

@@ -14,9 +14,10 @@ public:
     // step on the device takes that back.
     virtual void bring_home(int layer, bool change) = 0;
     // The cache was emptied at home; nothing else is to be said of it.
-    virtual void    emptied()              = 0;
-    virtual int64_t metadata_bytes() const = 0; // besides the heads' arrays
-    virtual int64_t scratch_bytes() const  = 0;
+    virtual void         emptied()              = 0;
+    virtual const char * name() const           = 0; // of who it is: "CUDA"
+    virtual int64_t      metadata_bytes() const = 0; // besides the heads' arrays
+    virtual int64_t      scratch_bytes() const  = 0;
 };
 
 } // namespace mikv

@@ -295,7 +295,7 @@ uint8_t * GpuCache::scratch(size_t size_bytes) {
 }
 
 int64_t GpuCache::scratch_bytes() const {
-    return int64_t((scratch_ ? scratch_->size_bytes() : 0) + (probes_ ? probes_->size_bytes() : 0));
+    return loaded_bytes_ + int64_t((scratch_ ? scratch_->size_bytes() : 0) + (probes_ ? probes_->size_bytes() : 0));
 }
 
 const float * GpuCache::slopes(float max_bias, int n_head, bool * good) {

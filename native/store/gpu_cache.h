@@ -43,10 +43,12 @@ public:
     // Takes the cache to the device, and hands itself to the cache; null: the device has not so much memory, and the cache stays as it is.
     static GpuCache * move(const GpuQueue & queue, Cache & cache);
 
-    void    bring_home(int layer, bool change) override;
-    void    emptied() override;
-    int64_t metadata_bytes() const override { return int64_t(facts_->size_bytes() + cells_->size_bytes()); }
-    int64_t scratch_bytes() const override;
+    void         bring_home(int layer, bool change) override;
+    void         emptied() override;
+    const char * name() const override { return queue_.device->name; }
+    int64_t      metadata_bytes() const override { return int64_t(facts_->size_bytes() + cells_->size_bytes()); }
+    int64_t      scratch_bytes() const override;
+    void         note_loaded(int64_t size_bytes) { loaded_bytes_ = size_bytes; } // of the inner device's attention: scratch too
 
     // Before steps are queued: the device has everything that the host changed, and what the host brought home is out of date from now on.
     // gpu_ok or the device's error.
@@ -97,7 +99,8 @@ private:
     std::vector<uint32_t>                                       now_; // [n_stream]
     std::vector<bool> home_, changed_; // [n_layer]: the cache has the layer's rows; and they are newer than the device's
     bool              facts_home_ = true, facts_changed_ = true, empty_;
-    int               error_ = 0; // the first one of a transfer
+    int64_t           loaded_bytes_ = 0;
+    int               error_        = 0; // the first one of a transfer
 };
 
 } // namespace mikv
