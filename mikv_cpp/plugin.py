@@ -29,7 +29,7 @@ except (ImportError, OSError, RuntimeError) as _error:
 _PREFIX = "MIKV"
 _DEFAULT = "MIKV0"
 _CHOICE = "MIKV_DEVICE"  # environment: the ggml device to use, also of processes that this one starts
-_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_LOG_WARNING, _LOG_ERROR = 3, 4  # GGML_LOG_LEVEL_*
 _DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 
 
@@ -138,9 +138,7 @@ def _kind(device: int) -> int:
 
 def plain_devices() -> list[int]:
     """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
-    return [
-        device for name, device in _devices().items() if _kind(device) == _DEVICE_TYPE_GPU and not name.startswith(_PREFIX)
-    ]
+    return [device for name, device in _devices().items() if _kind(device) == _DEVICE_TYPE_GPU and not name.startswith(_PREFIX)]
 
 
 def device_list(devices: Sequence[int]) -> Any:
@@ -167,7 +165,7 @@ def register_policy(name: str, rank: Callable[[PolicyQuery], NDArray[np.float32]
 class ErrorLog:
     """While it is open, the first error in llama.cpp's log is kept: later ones are its echo. The log is one per process.
 
-    forward: pass every line on to where it went before.
+    forward: pass every line on to where it went before; else warnings only.
     """
 
     def __init__(self, forward: bool = True) -> None:
@@ -188,7 +186,7 @@ class ErrorLog:
     def _keep(self, level: int, text: bytes, _data: Any) -> None:
         if level == _LOG_ERROR and text.strip() and not self.first:
             self.first = text.decode(errors="replace").strip().split("\n")[-1]
-        if self._forward and self._before:
+        if (self._forward or level == _LOG_WARNING) and self._before:
             self._before(level, text, self._before_data)
 
 

@@ -21,9 +21,8 @@ namespace mikv {
 namespace {
 
 // By the name of the registry that offers the device; null: nobody's.
-const GpuDevice * device_for(ggml_backend_dev_t inner, bool emulated) {
-    const char * registry = ggml_backend_reg_name(ggml_backend_dev_backend_reg(inner));
-    (void)registry;
+const GpuDevice * device_for(ggml_backend_dev_t inner, [[maybe_unused]] bool emulated) {
+    [[maybe_unused]] const char * registry = ggml_backend_reg_name(ggml_backend_dev_backend_reg(inner));
 #if defined(MIKV_EMULATED_GPU)
     if (emulated) {
         return &emulated_device;
@@ -40,7 +39,6 @@ const GpuDevice * device_for(ggml_backend_dev_t inner, bool emulated) {
         return &metal_device; // private memory has addresses that say nothing to us
     }
 #endif
-    (void)emulated;
     return nullptr;
 }
 
