@@ -98,7 +98,7 @@ def _registered() -> dict[str, int]:
 
 
 def use_device(name: Optional[str]) -> None:
-    """From now on, use the ggml device of this name ("CUDA0", "CPU"; "MIKV1" for the one that MIKV1 decorates); None: the first.
+    """From now on, use the ggml device of this name ("CUDA0", "CPU"; "MIKV1": what MIKV1 decorates); None: the first.
 
     Raises:
         ConfigError: there is no such device.

@@ -34,8 +34,8 @@ const GpuDevice * device_for(ggml_backend_dev_t inner, [[maybe_unused]] bool emu
     }
 #endif
 #if defined(MIKV_METAL)
-    if (std::strcmp(registry, "MTL") == 0 &&
-        !std::strstr(ggml_backend_buft_name(ggml_backend_dev_buffer_type(inner)), "Private")) {
+    const bool metal = std::strcmp(registry, "MTL") == 0 || std::strcmp(registry, "Metal") == 0;
+    if (metal && !std::strstr(ggml_backend_buft_name(ggml_backend_dev_buffer_type(inner)), "Private")) {
         return &metal_device; // private memory has addresses that say nothing to us
     }
 #endif

@@ -63,7 +63,13 @@ void LoadedRows::release() {
 
 // --- the plan -------------------------------------------------------------------------------------------------------------------
 
-GpuPlan::~GpuPlan() = default;
+GpuPlan::~GpuPlan() {
+    for (const auto & mapping : mappings_) {
+        if (mapping.second.base) {
+            device_.gpu.device->unmap(device_.gpu.queue, mapping.second.token);
+        }
+    }
+}
 
 std::unique_ptr<GpuPlan> GpuPlan::make(Device & device, ggml_cgraph * graph, LoadedRows & loaded, std::string * why) {
     std::unique_ptr<GpuPlan> plan(new GpuPlan(device));
@@ -112,8 +118,15 @@ const void * GpuPlan::address(const ggml_tensor * t) {
         return nullptr;
     }
     const GpuQueue & gpu = device_.gpu;
-    return gpu.device->address ? gpu.device->address(gpu.queue, ggml_backend_buffer_get_base(buffer), buffer->size, t->data)
-                               : t->data;
+    if (!gpu.device->map) {
+        return t->data;
+    }
+    void *    base    = ggml_backend_buffer_get_base(buffer);
+    Mapping & mapping = mappings_[buffer];
+    if (!mapping.base) {
+        mapping.base = static_cast<char *>(gpu.device->map(gpu.queue, base, buffer->size, &mapping.token));
+    }
+    return mapping.base ? mapping.base + (static_cast<char *>(t->data) - static_cast<char *>(base)) : nullptr;
 }
 
 GpuRows GpuPlan::rows_of(const ggml_tensor * t, int64_t token, int64_t head, int64_t stream) {

@@ -65,6 +65,10 @@ private:
         ggml_tensor *            values    = nullptr;
         ggml_tensor *            attention = nullptr; // the inner device's, over them
     };
+    struct Mapping {
+        char * base  = nullptr; // as kernels know it
+        void * token = nullptr;
+    };
     struct Piece {
         std::vector<ggml_tensor *>        nodes;        // of the inner device, first
         bool                              empty = true; // they all move nothing
@@ -95,6 +99,7 @@ private:
     std::map<GpuCache *, std::shared_ptr<Layer>> waiting_;
     std::vector<GpuCache *>                      caches_;
     std::set<GpuCache *>                         begun_;
+    std::map<ggml_backend_buffer_t, Mapping>     mappings_; // of the inner device\'s memory
     std::vector<std::unique_ptr<ggml_tensor>>    tensors_;
     std::string                                  why_;
 };

@@ -27,7 +27,8 @@ from mikv_cpp.errors import ConfigError
 from mikv_cpp.plugin import native_library, use_device
 
 MIXED = KVConfig(k_bits=3, v_bits=2, refined_bits=6, refined_share=0.1, sinks=3, window=8, policy="h2o")
-# Logits have a standard deviation near 2. Sums in another order: some millionths. One row in another place or at other bits: a hundredth and more.
+# Logits have a standard deviation near 2. Sums in another order: some millionths. One row in another place or at other bits:
+# a hundredth and more.
 MOST_APART = 1e-3
 MOST_OF_QUANTIZING = 0.1
 FEW, MANY = 6, 64  # tokens of a micro-batch: of 4 query heads of a KV head, 24 rows are few

@@ -122,6 +122,6 @@ int record(void * queue, void * event) { return cudaEventRecord(static_cast<cuda
 } // namespace
 
 const GpuDevice cuda_device = {"CUDA",   open,    close, n_processors, describe, launch, explain, finish,
-                               allocate, release, write, read,         wait,     record, nullptr};
+                               allocate, release, write, read,         wait,     record, nullptr, nullptr};
 
 } // namespace mikv

@@ -80,6 +80,6 @@ int copy(void *, void * to, const void * from, size_t size_bytes) {
 } // namespace
 
 const GpuDevice emulated_device = {"emulated", open,    close, n_processors, describe, launch,  explain, finish,
-                                   allocate,   release, copy,  copy,         nullptr,  nullptr, nullptr};
+                                   allocate,   release, copy,  copy,         nullptr,  nullptr, nullptr, nullptr};
 
 } // namespace mikv

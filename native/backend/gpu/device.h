@@ -62,9 +62,10 @@ struct GpuDevice {
     // cudaEvent_t). Null: there are no events, and the host waits for both.
     int (*wait)(void * queue, void * event);
     int (*record)(void * queue, void * event);
-    // The device's address of `at` in memory [base, base + size_bytes) that somebody else allocated on it and names by these addresses; null: kernels
-    // cannot reach it. A null function: the addresses are the device's own.
-    void * (*address)(void * queue, void * base, size_t size_bytes, void * at);
+    // The device's address of memory [base, base + size_bytes) that somebody else allocated on it and names by these addresses; null: kernels cannot
+    // reach it. Until unmap(*token). A null function: these addresses are the device's own.
+    void * (*map)(void * queue, void * base, size_t size_bytes, void ** token);
+    void (*unmap)(void * queue, void * token);
 };
 
 struct GpuQueue {
