@@ -28,6 +28,7 @@ except (ImportError, OSError, RuntimeError) as _error:
 
 _PREFIX = "MIKV"
 _DEFAULT = "MIKV0"
+_BACKENDS = "MIKV_GGML_BACKENDS"  # environment: further backends of ggml, such as a libggml-cuda, to load before ours
 _CHOICE = "MIKV_DEVICE"  # environment: the ggml device to use, also of processes that this one starts
 _LOG_WARNING, _LOG_ERROR = 3, 4  # GGML_LOG_LEVEL_*
 _DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
@@ -90,7 +91,10 @@ def _registered() -> dict[str, int]:
     library = native_library()
     if _DEFAULT not in _devices():
         with ErrorLog(forward=False) as log:
-            ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
+            load = ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+            for backend in filter(None, os.environ.get(_BACKENDS, "").split(os.pathsep)):
+                load(os.fsencode(backend))
+            load(os.fsencode(library.path))
         if _DEFAULT not in _devices():
             reason = library.last_error() or log.first or "it registered no device"
             raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")

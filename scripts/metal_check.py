@@ -136,7 +136,16 @@ def host_faults(clang: str, source: str, folder: Path) -> str:
         (folder / f"mikv_metal_{kind}.inc").write_text(f'R"mikv({metal_text(kind)})mikv"', encoding="utf-8")
     path = folder / "device.mm"
     path.write_text(source, encoding="utf-8")
-    command = [clang, "-fsyntax-only", "-x", "objective-c++", "-std=c++17", "-fobjc-runtime=macosx-13", "-fobjc-arc", "-fblocks"]
+    command = [
+        clang,
+        "-fsyntax-only",
+        "-x",
+        "objective-c++",
+        "-std=c++17",
+        "-fobjc-runtime=macosx-13",
+        "-fobjc-arc",
+        "-fblocks",
+    ]
     command += ["-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "tests/metal"), "-I", str(ROOT / "native"), "-I", str(folder)]
     return subprocess.run([*command, str(path)], capture_output=True, text=True, check=False).stderr
 
@@ -178,7 +187,9 @@ def main() -> int:
         n_bad += calibrate(args.clang, args.llama_cpp, folder) if args.llama_cpp else 0
         n_bad += check_faults(args.clang, folder)
         n_bad += check_host(args.clang, folder)
-    print(f"metal: {len(ENTRIES)} texts and the host side type-checked, {n_bad} faults; not compiled by Metal's compiler, not run")
+    print(
+        f"metal: {len(ENTRIES)} texts and the host side type-checked, {n_bad} faults; not compiled by Metal's compiler, not run"
+    )
     return 1 if n_bad else 0
 
 

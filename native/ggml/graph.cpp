@@ -1,6 +1,8 @@
 #include "ggml/graph.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "ggml-impl.h"
 #include "ggml/graph_identity.h"
@@ -108,19 +110,25 @@ bool GraphRunner::runs_on_gpu(ggml_cgraph * graph) {
 }
 
 void GraphRunner::stay_home(const ggml_cgraph & graph, const std::string & why) {
-    bool attends = false;
+    std::set<Cache *> caches;
+    bool              attends = false;
+    const auto        note    = [&caches](const ggml_tensor * t) {
+        if (t && kv_tensor(t)) {
+            caches.insert(&kv_tensor(t)->buffer->cache(*kv_tensor(t)));
+        }
+    };
     for (int i = 0; i < graph.n_nodes; i++) {
-        attends = attends || (graph.nodes[i]->op == GGML_OP_FLASH_ATTN_EXT && uses_cache(graph.nodes[i]));
+        const ggml_tensor * node = graph.nodes[i];
+        note(node);
+        std::for_each(node->src, node->src + GGML_MAX_SRC, note);
+        attends = attends || (node->op == GGML_OP_FLASH_ATTN_EXT && uses_cache(node));
     }
-    if (attends) {
-        GGML_LOG_WARN("mikv: %s: attention over the cache goes through the CPU: %s\n", device_.name.c_str(), why.c_str());
-    }
-    for (KvBuffer * buffer : device_.buffers) {
-        for (size_t i = 0; i < buffer->n_caches(); i++) {
-            buffer->cache_at(i).bring_home(all_layers, true);
-            if (attends) {
-                buffer->cache_at(i).live(nullptr);
-            }
+    for (Cache * cache : caches) {
+        cache->bring_home(all_layers, true);
+        if (attends && cache->elsewhere()) {
+            GGML_LOG_WARN("mikv: %s: attention over the cache goes through the CPU from now on: %s\n", device_.name.c_str(),
+                          why.c_str());
+            cache->live(nullptr);
         }
     }
 }

@@ -31,6 +31,10 @@ MIXED = KVConfig(k_bits=3, v_bits=2, refined_bits=6, refined_share=0.1, sinks=3,
 # a hundredth and more.
 MOST_APART = 1e-3
 MOST_OF_QUANTIZING = 0.1
+# scripts/gpu_check.py names a real one, which multiplies the model's matrices in its own way: rows then differ before they are
+# quantized, and only the size of the difference can be bounded.
+MOST_APART_ON_HARDWARE = 0.2  # root mean square
+DEVICE, HOME = os.environ.get("MIKV_TEST_DEVICE", "MIKVE0"), os.environ.get("MIKV_TEST_HOME", "emulated")
 FEW, MANY = 6, 64  # tokens of a micro-batch: of 4 query heads of a KV head, 24 rows are few
 
 MODELS = {
@@ -44,7 +48,7 @@ MODELS = {
 def there() -> bool:
     """Does the library have the emulated device?"""
     try:
-        use_device("MIKVE0")
+        use_device(DEVICE)
     except ConfigError:
         return False
     finally:
@@ -91,17 +95,25 @@ def greedy(context: Context, prompt: list[int], n: int) -> tuple[list[int], np.n
     return tokens, np.concatenate(rows)
 
 
+def check_near(ours: np.ndarray, logits: np.ndarray, most: float = MOST_APART) -> None:
+    if DEVICE == "MIKVE0":
+        assert np.abs(ours - logits).max() < most
+    assert np.sqrt(((ours - logits).astype(np.float64) ** 2).mean()) < MOST_APART_ON_HARDWARE
+
+
 def held(context: Context) -> KVCache:
     return KVCache(native_library(), context.caches, "")
 
 
 def check_same(cpu: Context, gpu: Context, most_other: float = 0.0) -> None:
     """Statistics and the precision of each row, but a share of them."""
+    most_other = most_other if DEVICE == "MIKVE0" else max(most_other, 0.05)
     a, b = held(cpu).stats(), held(gpu).stats()
-    for name in ("tokens", "tokens_exact", "tokens_refined", "tokens_base", "demotions", "bytes_base", "bytes_refined"):
+    counts = ("demotions",) if DEVICE == "MIKVE0" else ()
+    for name in ("tokens", "tokens_exact", "tokens_refined", "tokens_base", "bytes_base", "bytes_refined", *counts):
         assert getattr(a, name) == getattr(b, name), name
     for name in ("mass_exact", "mass_refined", "mass_base"):
-        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=2e-3), name
+        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=2e-3 if DEVICE == "MIKVE0" else 2e-2), name
     for row in a.by_layer:
         maps = [held(context).precision_map(row.layer) for context in (cpu, gpu)]
         assert (maps[0] != maps[1]).mean() <= most_other, f"layer {row.layer}: rows of another precision"
@@ -111,15 +123,15 @@ PROMPT = [int(token) for token in np.random.default_rng(5).integers(0, 256, 110)
 
 
 def compare(path: Path, config: KVConfig, cache: str = "q8_0", most_apart: float = MOST_APART) -> None:
-    cpu, gpu = open_on("CPU", path, config, cache), open_on("MIKVE0", path, config, cache)
+    cpu, gpu = open_on("CPU", path, config, cache), open_on(DEVICE, path, config, cache)
     try:
         wanted, logits = greedy(cpu, PROMPT, 12)
         assert homes(cpu) == {"CPU"}
-        assert homes(gpu) == {"emulated"}
+        assert homes(gpu) == {HOME}
         found, ours = greedy(gpu, PROMPT, 12)
-        assert found == wanted
-        assert np.abs(ours - logits).max() < most_apart
-        assert homes(gpu) == {"emulated"}, "every graph was one for the device"
+        assert found == wanted or DEVICE != "MIKVE0"
+        check_near(ours, logits, most_apart)
+        assert homes(gpu) == {HOME}, "every graph was one for the device"
         check_same(cpu, gpu)
     finally:
         cpu.close()
@@ -141,10 +153,10 @@ def test_prompts_go_through_the_inner_devices_attention(name, tiny_model):
     path = tiny_model(**MODELS[name])
     contexts = [
         open_on(device, path, config, cache, n_ubatch=MANY)
-        for device, config, cache in (("CPU", None, "f16"), ("CPU", MIXED, "q8_0"), ("MIKVE0", MIXED, "q8_0"))
+        for device, config, cache in (("CPU", None, "f16"), ("CPU", MIXED, "q8_0"), (DEVICE, MIXED, "q8_0"))
     ]
     f16, cpu, gpu = (greedy(context, PROMPT, 0)[1].astype(np.float64) for context in contexts)
-    assert homes(contexts[2]) == {"emulated"}
+    assert homes(contexts[2]) == {HOME}
     assert 0 < np.sqrt(((gpu - cpu) ** 2).mean()) <= MOST_OF_QUANTIZING * np.sqrt(((cpu - f16) ** 2).mean())
     check_same(*contexts[1:], most_other=0.05)
     for context in contexts:
@@ -159,13 +171,13 @@ def test_rotation_of_our_own(tiny_model):
 @pytest.mark.parametrize("policy", ["expected", "keydiff"])
 def test_what_kernels_do_not_know_goes_through_the_cpu(policy, tiny_model):
     path = tiny_model(**MODELS["llama"])
-    cpu, gpu = open_on("CPU", path, replace(MIXED, policy=policy)), open_on("MIKVE0", path, replace(MIXED, policy=policy))
+    cpu, gpu = open_on("CPU", path, replace(MIXED, policy=policy)), open_on(DEVICE, path, replace(MIXED, policy=policy))
     prompt = list(range(100))
     wanted, logits = greedy(cpu, prompt, 4)
     found, ours = greedy(gpu, prompt, 4)
     assert homes(gpu) == {"CPU"}
-    assert found == wanted
-    assert np.abs(ours - logits).max() < MOST_APART
+    assert found == wanted or DEVICE != "MIKVE0"
+    check_near(ours, logits)
     check_same(cpu, gpu)
     cpu.close()
     gpu.close()
@@ -173,15 +185,15 @@ def test_what_kernels_do_not_know_goes_through_the_cpu(policy, tiny_model):
 
 def test_a_state_is_saved_and_loaded(tiny_model):
     path = tiny_model(**MODELS["llama"])
-    gpu, other = open_on("MIKVE0", path, MIXED), open_on("CPU", path, MIXED)
+    gpu, other = open_on(DEVICE, path, MIXED), open_on("CPU", path, MIXED)
     greedy(gpu, list(range(90)), 3)
     state = gpu.save()
     assert other.load(state), "on another device"
     assert gpu.load(state)
     tokens = [(7, 93, 0)]
     here, there = gpu.decode(tokens)[1], other.decode(tokens)[1]
-    assert np.abs(here - there).max() < MOST_APART
-    assert homes(gpu) == {"emulated"}
+    check_near(here, there)
+    assert homes(gpu) == {HOME}
     gpu.close()
     other.close()
 
@@ -190,7 +202,7 @@ def test_shifts_copies_and_removals(tiny_model):
     """What the host does with rows of the device, then attention there again."""
     path = tiny_model(**MODELS["llama"])
     rows = []
-    for device in ("CPU", "MIKVE0"):
+    for device in ("CPU", DEVICE):
         context = open_on(device, path, MIXED, n_seq_max=2, kv_unified=False)
         for sequence in (0, 1):
             assert context.decode([(token, token, sequence) for token in range(40)])[0] == 0
@@ -201,10 +213,10 @@ def test_shifts_copies_and_removals(tiny_model):
         rows.append([context.decode([(5 + i, 30 + i, sequence)])[1] for i in range(3) for sequence in (0, 1)])
         api.llama_memory_clear(context.memory, True)
         rows[-1].append(context.decode([(token, token, 0) for token in range(50)])[1])
-        assert homes(context) == {"emulated" if device == "MIKVE0" else "CPU"}
+        assert homes(context) == {HOME if device == DEVICE else "CPU"}
         context.close()
     for wanted, found in zip(*rows):
-        assert np.abs(wanted - found).max() < MOST_APART
+        check_near(found, wanted)
 
 
 # What a broken device leads to is a process's affair: devices are tested once.
@@ -214,11 +226,12 @@ sys.path[:0] = {path!r}
 import test_gpu_device as t
 from pathlib import Path
 t.open_on("CPU", Path({model!r}), t.MIXED)
-gpu = t.open_on("MIKVE0", Path({model!r}), t.MIXED)
+gpu = t.open_on(t.DEVICE, Path({model!r}), t.MIXED)
 print(*t.greedy(gpu, list(range(60)), 3)[0], *t.homes(gpu))
 """
 
 
+@pytest.mark.skipif(DEVICE != "MIKVE0", reason="skipped: a real device cannot be broken on purpose")
 @pytest.mark.parametrize("fault", ["", "mikv_attend_2", "mikv_store"])
 def test_a_device_that_fails_its_self_test_is_not_trusted(fault, tiny_model, tmp_path):
     model = tiny_model(**MODELS["llama"])
@@ -229,6 +242,6 @@ def test_a_device_that_fails_its_self_test_is_not_trusted(fault, tiny_model, tmp
     cpu = open_on("CPU", model, MIXED)
     wanted = greedy(cpu, list(range(60)), 3)[0]
     cpu.close()
-    assert done.stdout.split() == [*map(str, wanted), "CPU" if fault else "emulated"]
+    assert done.stdout.split() == [*map(str, wanted), "CPU" if fault else HOME]
     assert ("self-test failed" in done.stderr) == bool(fault)
     assert len(list(tmp_path.glob("mikv_cpp/gpu-*"))) == (0 if fault else 1), "only a pass is remembered"
