@@ -145,6 +145,17 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-ub", "--ubatch-size", type=int, default=512, metavar="N", help="of these, computed together (%(default)s)"
     )
+    add_device(group)
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Which of ggml's devices computes."""
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="compute on this ggml device, such as CUDA0 or CPU (default: the first GPU of the installed llama-cpp-python, "
+        "else the CPU; measurements: the CPU's plain device for llama.cpp's own caches)",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from mikv_cpp.config import KVConfig
 from mikv_cpp.errors import ConfigError, MikvError, ModelError
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import plan_cache
-from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_log
+from mikv_cpp.plugin import chosen_devices, device_list, mikv_device, native_library, silence_log
 
 CACHE_TYPES = {name: getattr(api, f"GGML_TYPE_{name.upper()}") for name in PLAIN_BITS}
 Tokens = npt.NDArray[np.int32]
@@ -206,7 +206,8 @@ class Engine:
 class Models:
     """A GGUF file, loaded at most once per device, and the contexts opened on it. Closing it closes them.
 
-    Both devices compute on the CPU: the plain one as llama.cpp does without the plug-in, the other with MIKV's cache.
+    Both compute on one device, the CPU unless another was asked for (plugin.use_device): the plain one as llama.cpp does
+    without the plug-in, the other with MIKV's cache.
     """
 
     def __init__(self, path: str, n_threads: int) -> None:
@@ -259,9 +260,10 @@ class Models:
         if on_mikv not in self._loaded:
             params = api.llama_model_default_params()
             # Plain gets an empty list and not NULL, which would let llama.cpp take every GPU-type device, the MIKV one too.
-            devices = device_list([mikv_device()] if on_mikv else [])
+            chosen = [mikv_device()] if on_mikv else chosen_devices()
+            devices = device_list(chosen)
             params.devices = ctypes.cast(devices, ctypes.c_void_p)
-            params.n_gpu_layers = -1 if on_mikv else 0
+            params.n_gpu_layers = -1 if chosen else 0
             model = api.llama_model_load_from_file(os.fsencode(self.file.path), params)
             if not model:
                 raise ModelError(

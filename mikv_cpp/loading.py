@@ -82,10 +82,11 @@ def load(
         more: what else that class takes.
     """
     from mikv_cpp.llama import Llama  # noqa: PLC0415 - as above
-    from mikv_cpp.plugin import silence_log  # noqa: PLC0415 - as above
+    from mikv_cpp.plugin import silence_log, use_device  # noqa: PLC0415 - as above
 
     if not options.verbose:
         silence_log()
+    use_device(getattr(options, "device", None))
     if arguments.is_automatic(options):
         config, n_ctx = _chosen(options, model)
     else:

@@ -226,6 +226,14 @@ class Library:
         """Why the newest cache on `device` was passed through uncompressed; "" if it was not."""
         return self._text(self._lib.mikv_device_note(self._ffi.cast("void *", device)))
 
+    def inner(self, device: int) -> str:
+        """Name of the ggml device that the MIKV device `device` decorates, such as "CUDA0"; "" if it is none of ours."""
+        return self._text(self._lib.mikv_device_inner(self._ffi.cast("void *", device)))
+
+    def home(self, cache: int) -> str:
+        """Where a cache's rows are and its attention is computed: "CPU", "CUDA", "Metal" or "emulated"; "" if it is gone."""
+        return self._text(self._lib.mikv_cache_home(cache))
+
     def _config(self, config: KVConfig, shape: Optional[Shape], budget_bytes: int) -> Any:
         out = self._ffi.new("mikv_config *")
         self._lib.mikv_config_default(out)

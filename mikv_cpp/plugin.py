@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mikv_cpp.errors import LibraryError
+from mikv_cpp.errors import ConfigError, LibraryError
 from mikv_cpp.native import Library, PolicyQuery
 
 LLAMA_CPP_VERSION = "0.3.36"  # pyproject.toml pins the same; tests compare the two
@@ -26,9 +26,11 @@ except (ImportError, OSError, RuntimeError) as _error:
         f"llama-cpp-python {LLAMA_CPP_VERSION} cannot be loaded ({_error}): `pip install llama-cpp-python=={LLAMA_CPP_VERSION}`"
     ) from _error
 
-_DEVICE_PREFIX = b"MIKV"
-_DEVICE = b"MIKV0"
-_LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_PREFIX = "MIKV"
+_DEFAULT = "MIKV0"
+_BACKENDS = "MIKV_GGML_BACKENDS"  # environment: further backends of ggml, such as a libggml-cuda, to load before ours
+_CHOICE = "MIKV_DEVICE"  # environment: the ggml device to use, also of processes that this one starts
+_LOG_WARNING, _LOG_ERROR = 3, 4  # GGML_LOG_LEVEL_*
 _DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 
 
@@ -72,30 +74,75 @@ def native_library() -> Library:
     return Library(ggml_function("ggml_version", ctypes.c_char_p)().decode())
 
 
-def mikv_device() -> int:
-    """Address of the MIKV device, registering it with ggml the first time.
+def _devices() -> dict[str, int]:
+    """Addresses of ggml's devices by name."""
+    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
+    return {name(device).decode(): int(device) for device in every}
+
+
+def _registered() -> dict[str, int]:
+    """Addresses of the MIKV devices by name, first of all the one that is used unless another is asked for.
 
     Raises:
         LibraryError: llama.cpp refuses the plug-in.
     """
     library = native_library()
-    by_name = ggml_function("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    if not by_name(_DEVICE):
+    if _DEFAULT not in _devices():
         with ErrorLog(forward=False) as log:
-            ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)(os.fsencode(library.path))
-        if not by_name(_DEVICE):
+            load = ggml_function("ggml_backend_load", ctypes.c_void_p, ctypes.c_char_p)
+            for backend in filter(None, os.environ.get(_BACKENDS, "").split(os.pathsep)):
+                load(os.fsencode(backend))
+            load(os.fsencode(library.path))
+        if _DEFAULT not in _devices():
             reason = library.last_error() or log.first or "it registered no device"
             raise LibraryError(f"llama.cpp refused the native library {library.path} ({reason}): reinstall mikv-cpp")
-    return int(by_name(_DEVICE))
+    return {name: device for name, device in _devices().items() if name.startswith(_PREFIX)}
+
+
+def use_device(name: Optional[str]) -> None:
+    """From now on, use the ggml device of this name ("CUDA0", "CPU"; "MIKV1": what MIKV1 decorates); None: the first.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name:
+        os.environ[_CHOICE] = name
+        mikv_device()
+
+
+def mikv_device() -> int:
+    """Address of the MIKV device to use, registering it with ggml the first time.
+
+    Raises:
+        LibraryError: llama.cpp refuses the plug-in.
+        ConfigError: the device that was asked for is not there.
+    """
+    ours, wanted = _registered(), os.environ.get(_CHOICE) or _DEFAULT
+    inner = {native_library().inner(device): device for device in reversed(ours.values())}
+    found = ours.get(wanted) or inner.get(wanted)
+    if found is None:
+        raise ConfigError(
+            f"there is no device {wanted!r} here, only {', '.join(sorted(inner))}: choose one of these, or install a "
+            "llama-cpp-python that was built for it"
+        )
+    return found
+
+
+def chosen_devices() -> list[int]:
+    """Addresses of the devices for llama.cpp's own caches beside ours: the GPU that was asked for; none: the CPU."""
+    inner = _devices()[native_library().inner(mikv_device())]
+    return [inner] if os.environ.get(_CHOICE) and _kind(inner) == _DEVICE_TYPE_GPU else []
+
+
+def _kind(device: int) -> int:
+    return int(ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)(device))
 
 
 def plain_devices() -> list[int]:
     """Addresses of the devices that llama.cpp would use if the plug-in were not there."""
-    get = ggml_function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    name = ggml_function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
-    return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
+    return [device for name, device in _devices().items() if _kind(device) == _DEVICE_TYPE_GPU and not name.startswith(_PREFIX)]
 
 
 def device_list(devices: Sequence[int]) -> Any:
@@ -122,7 +169,7 @@ def register_policy(name: str, rank: Callable[[PolicyQuery], NDArray[np.float32]
 class ErrorLog:
     """While it is open, the first error in llama.cpp's log is kept: later ones are its echo. The log is one per process.
 
-    forward: pass every line on to where it went before.
+    forward: pass every line on to where it went before; else warnings only.
     """
 
     def __init__(self, forward: bool = True) -> None:
@@ -143,7 +190,7 @@ class ErrorLog:
     def _keep(self, level: int, text: bytes, _data: Any) -> None:
         if level == _LOG_ERROR and text.strip() and not self.first:
             self.first = text.decode(errors="replace").strip().split("\n")[-1]
-        if self._forward and self._before:
+        if (self._forward or level == _LOG_WARNING) and self._before:
             self._before(level, text, self._before_data)
 
 

@@ -73,6 +73,14 @@ FAULTS = (
 )
 
 
+HOST = ROOT / "native/backend/metal/device.mm"
+HOST_FAULTS = (
+    TypeFault("method that Metal has not", "dispatchThreadgroups:", "dispatchThreads:"),
+    TypeFault("object of another kind", "[q->encoder endEncoding]", "[q->buffer endEncoding]"),
+    TypeFault("function of the table with other arguments", "int finish(void * queue) {", "int finish(void * queue, int) {"),
+)
+
+
 def find_clang() -> str | None:
     """A clang for C++ on the path."""
     return next(
@@ -122,8 +130,44 @@ def check_faults(clang: str, folder: Path) -> int:
     return n_missed
 
 
+def host_faults(clang: str, source: str, folder: Path) -> str:
+    """What clang says against the host side, with the stubs of Foundation and Metal in tests/metal; "" if nothing."""
+    for kind in ENTRIES:
+        (folder / f"mikv_metal_{kind}.inc").write_text(f'R"mikv({metal_text(kind)})mikv"', encoding="utf-8")
+    path = folder / "device.mm"
+    path.write_text(source, encoding="utf-8")
+    command = [
+        clang,
+        "-fsyntax-only",
+        "-x",
+        "objective-c++",
+        "-std=c++17",
+        "-fobjc-runtime=macosx-13",
+        "-fobjc-arc",
+        "-fblocks",
+    ]
+    command += ["-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "tests/metal"), "-I", str(ROOT / "native"), "-I", str(folder)]
+    return subprocess.run([*command, str(path)], capture_output=True, text=True, check=False).stderr
+
+
+def check_host(clang: str, folder: Path) -> int:
+    """Number of faults of the host side, and of seeded ones that are not reported."""
+    source = HOST.read_text(encoding="utf-8")
+    said = host_faults(clang, source, folder)
+    n_bad = int(bool(said))
+    print(f"host side: {said or 'passes'}")
+    for fault in HOST_FAULTS:
+        if fault.good not in source:
+            raise SystemExit(f"{fault.name}: the host side has no {fault.good!r}: keep HOST_FAULTS up to date")
+        said = host_faults(clang, source.replace(fault.good, fault.bad, 1), folder)
+        n_bad += not said
+        line = next((line for line in said.splitlines() if "error:" in line), "")
+        print(f"{'reported' if said else 'MISSED'}: {fault.name}: {line.partition('error: ')[2][:100]}")
+    return n_bad
+
+
 def main() -> int:
-    """Check the texts, the known-good files and the seeded faults."""
+    """Check the texts, the host side, the known-good files and the seeded faults."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--llama-cpp", type=Path, help="source tree of llama.cpp, for the known-good files; else those are not looked at"
@@ -142,7 +186,10 @@ def main() -> int:
             print(f"text {kind}: {said or 'passes'}")
         n_bad += calibrate(args.clang, args.llama_cpp, folder) if args.llama_cpp else 0
         n_bad += check_faults(args.clang, folder)
-    print(f"metal: {len(ENTRIES)} texts type-checked, {n_bad} faults; not compiled by Metal's compiler, not run")
+        n_bad += check_host(args.clang, folder)
+    print(
+        f"metal: {len(ENTRIES)} texts and the host side type-checked, {n_bad} faults; not compiled by Metal's compiler, not run"
+    )
     return 1 if n_bad else 0
 
 

@@ -46,8 +46,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=sorted(ENTRIES))
     parser.add_argument("-o", "--output", type=Path, help="file; else the standard output")
+    parser.add_argument("--literal", action="store_true", help="as a literal of C++")
     args = parser.parse_args()
     text = metal_text(args.kind)
+    if args.literal:
+        text = f'R"mikv({text})mikv"\n'
     if args.output:
         args.output.write_text(text, encoding="utf-8")
     else:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, Optional, Protocol
 
-from mikv_cpp.arguments import n_threads
+from mikv_cpp import plugin
+from mikv_cpp.arguments import add_device, n_threads
 from mikv_cpp.caches import PLAIN_BITS, CacheSpec, parse_caches, parse_field
 from mikv_cpp.config import PRESETS, KVConfig
 from mikv_cpp.errors import ConfigError, MikvError
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser, measurement: Measurement, tak
     parser.add_argument("-ub", "--ubatch", type=int, metavar="N", help="tokens in a micro-batch (default: %(default)s)")
     parser.add_argument("-t", "--threads", type=int, default=0, metavar="N", help="0: every processor this process may use")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_device(parser)
     measurement.add_arguments(parser)
     add_fields(parser)
     parser.set_defaults(run=measurement.run, table=measurement.table)
@@ -111,6 +113,7 @@ def execute(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]) -> i
     try:
         args = parser.parse_args(argv)
         args.threads = n_threads(args)
+        plugin.use_device(getattr(args, "device", None))
         if "model_option" in args:
             args.model = named_model(args)
         caches = args.caches if isinstance(args.caches, str) else ",".join(args.caches)

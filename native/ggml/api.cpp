@@ -71,4 +71,9 @@ const char * mikv_device_note(void * handle) {
     return note.c_str();
 }
 
+const char * mikv_device_inner(void * handle) {
+    Device * device = device_of(static_cast<ggml_backend_dev_t>(handle));
+    return device ? ggml_backend_dev_name(device->inner) : "";
+}
+
 } // extern "C"

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "ggml/device.h"
-#include "store/cache.h"
+#include "store/gpu_cache.h"
 
 namespace mikv {
 
@@ -27,6 +27,8 @@ public:
     size_t   n_caches() const { return caches_.size(); }
     Cache &  cache(const KvTensor & tensor) { return *caches_[size_t(tensor.cache)]; }
     Cache &  cache_at(size_t i) { return *caches_[i]; }
+    // The cache on the device; null: it is on the host.
+    GpuCache * gpu(const KvTensor & tensor) { return static_cast<GpuCache *>(cache(tensor).elsewhere()); }
     // The head sizes, learnt from a graph: until then they were guessed. Only while the cache is empty.
     void       fit_heads(const KvTensor & tensor, int head_dim_k, int head_dim_v);
     KvTensor * claim(const char * tensor_name); // null: not a tensor of this buffer
@@ -40,6 +42,7 @@ private:
     explicit KvBuffer(Device & device) : device_(device), requested_(device.config) {}
     bool make_caches(const std::vector<WantedTensor> & wanted);
     void announce(Cache & cache);
+    void move_to_gpu(Cache & cache);
     // What is asked of a cache with these head sizes.
     mikv_config config_for(const mikv_shape & shape) const;
 

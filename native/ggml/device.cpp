@@ -178,14 +178,16 @@ ggml_backend_buffer_type_t * extra_buffer_types(const Device & device) {
 
 Device * device_of(ggml_backend_dev_t handle) { return handle && handle->iface.get_name == get_name ? of(handle) : nullptr; }
 
-void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, int number, const mikv_config & config) {
+void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, const std::string & name,
+                 const mikv_config & config, const GpuQueue & gpu) {
     ggml_backend_dev_props props;
     ggml_backend_dev_get_props(inner, &props);
     device.inner = inner;
-    device.name  = "MIKV" + std::to_string(number);
+    device.name  = name;
+    device.gpu   = gpu;
     device.description =
         std::string("mixed-precision KV cache on ") + ggml_backend_dev_name(inner) + ": " + ggml_backend_dev_description(inner);
-    device.foreign       = props.caps.async || !ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(inner));
+    device.foreign       = gpu.device || props.caps.async || !ggml_backend_buft_is_host(ggml_backend_dev_buffer_type(inner));
     device.config        = config;
     device.asked.iface   = {asked_name, asked_alloc_buffer, asked_alignment, asked_max_size, asked_alloc_size, asked_is_host};
     device.asked.device  = &device.handle;

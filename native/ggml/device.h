@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/gpu/device.h"
 #include "ggml-backend-impl.h"
 #include "include/mikv.h"
 
@@ -31,7 +32,8 @@ struct Device {
     std::string         description;
     ggml_backend_buffer_type
         asked{}; // the device's buffer type: asked for sizes; makes KV buffers and, for all else, the inner device's
-    ggml_backend_buffer_type owned{};         // the type of KV buffers
+    ggml_backend_buffer_type owned{};               // the type of KV buffers
+    GpuQueue                 gpu{nullptr, nullptr}; // kernels of ours on the inner device, or null
     bool                     foreign = false; // the host cannot touch the inner device's memory, or it runs asynchronously
 
     std::recursive_mutex    guard;
@@ -47,7 +49,8 @@ Device * device_of(ggml_backend_dev_t handle); // null: not one of ours
 void * inner_proc(ggml_backend_dev_t inner, const char * name); // what the inner device's registry offers; null: nothing
 ggml_backend_buffer_type_t * extra_buffer_types(const Device & device); // the inner device's, null-terminated; null: none
 
-// Fills in the interfaces of a device that decorates `inner`.
-void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, int number, const mikv_config & config);
+// Fills in the interfaces of a device that decorates `inner`. gpu: kernels of ours there, or null.
+void make_device(Device & device, ggml_backend_reg_t reg, ggml_backend_dev_t inner, const std::string & name,
+                 const mikv_config & config, const GpuQueue & gpu);
 
 } // namespace mikv

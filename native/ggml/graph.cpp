@@ -1,8 +1,11 @@
 #include "ggml/graph.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "ggml-impl.h"
+#include "ggml/graph_identity.h"
 
 namespace mikv {
 
@@ -24,16 +27,6 @@ ggml_tensor custom_node(Work * work) {
     static_assert(sizeof(params) <= sizeof(node.op_params), "custom op parameters fit");
     std::memcpy(node.op_params, &params, sizeof(params));
     return node;
-}
-
-ggml_cgraph with_nodes(const ggml_cgraph & graph, ggml_tensor ** nodes, int n_nodes) {
-    ggml_cgraph part = graph;
-    part.nodes       = nodes;
-    part.n_nodes     = n_nodes;
-    part.size        = n_nodes;
-    part.grads = part.grad_accs = nullptr;
-    part.uid                    = 0;
-    return part;
 }
 
 } // namespace
@@ -94,8 +87,57 @@ ggml_status GraphRunner::compute_in_pieces(const ggml_cgraph & graph) {
     return flush();
 }
 
+// Is the graph one for kernels on the device? Then gpu_plan_ is its plan. Attention that is not, now or ever: the cache comes home for good.
+bool GraphRunner::runs_on_gpu(ggml_cgraph * graph) {
+    if (!device_.gpu.device) {
+        return false;
+    }
+    if (gpu_plan_ && gpu_plan_->identity().same(GraphIdentity::of(graph, 0))) {
+        return true;
+    }
+    if (!loaded_) {
+        loaded_   = std::make_unique<LoadedRows>();
+        handover_ = std::make_unique<Handover>(device_, inner_);
+    }
+    gpu_plan_.reset();
+    ggml_backend_synchronize(inner_); // nothing of the last plan is at work any more
+    std::string why;
+    gpu_plan_ = GpuPlan::make(device_, graph, *loaded_, &why);
+    if (!gpu_plan_) {
+        stay_home(*graph, why);
+    }
+    return gpu_plan_ != nullptr;
+}
+
+void GraphRunner::stay_home(const ggml_cgraph & graph, const std::string & why) {
+    std::set<Cache *> caches;
+    bool              attends = false;
+    const auto        note    = [&caches](const ggml_tensor * t) {
+        if (t && kv_tensor(t)) {
+            caches.insert(&kv_tensor(t)->buffer->cache(*kv_tensor(t)));
+        }
+    };
+    for (int i = 0; i < graph.n_nodes; i++) {
+        const ggml_tensor * node = graph.nodes[i];
+        note(node);
+        std::for_each(node->src, node->src + GGML_MAX_SRC, note);
+        attends = attends || (node->op == GGML_OP_FLASH_ATTN_EXT && uses_cache(node));
+    }
+    for (Cache * cache : caches) {
+        cache->bring_home(all_layers, true);
+        if (attends && cache->elsewhere()) {
+            GGML_LOG_WARN("mikv: %s: attention over the cache goes through the CPU from now on: %s\n", device_.name.c_str(),
+                          why.c_str());
+            cache->live(nullptr);
+        }
+    }
+}
+
 ggml_status GraphRunner::compute(ggml_cgraph * graph, int n_threads) {
-    if (!plan_ || !plan_->identity().same(Plan::identity_of(graph, n_threads))) {
+    if (runs_on_gpu(graph)) {
+        return gpu_plan_->compute(*graph, inner_, *handover_);
+    }
+    if (!plan_ || !plan_->identity().same(GraphIdentity::of(graph, n_threads))) {
         plan_.reset(); // its memory before that of the next
         plan_ = std::make_unique<Plan>(device_, graph, n_threads);
         make_nodes();

@@ -1,5 +1,5 @@
 // A graph with the KV operations taken out: llama.cpp's SET_ROWS, FLASH_ATTN_EXT and CPY on KV tensors become work of ours, all else is the
-// inner device's. On a host device our work runs as GGML_OP_CUSTOM nodes inside the inner backend's own graph, on its own threads; on a
+// inner device's. Where the inner device has kernels of ours, gpu_plan.h is what happens. Else, on a host device our work runs as GGML_OP_CUSTOM nodes inside the inner backend's own graph, on its own threads; on a
 // foreign one the graph is cut, and the rows travel through the host.
 #pragma once
 
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ggml/device.h"
+#include "ggml/gpu_plan.h"
 #include "ggml/plan.h"
 
 namespace mikv {
@@ -19,6 +20,8 @@ public:
     ggml_status compute(ggml_cgraph * graph, int n_threads);
 
 private:
+    bool        runs_on_gpu(ggml_cgraph * graph);
+    void        stay_home(const ggml_cgraph & graph, const std::string & why);
     void        make_nodes();
     ggml_status compute_inside(const ggml_cgraph & graph);
     ggml_status compute_in_pieces(const ggml_cgraph & graph);
@@ -28,6 +31,10 @@ private:
     std::unique_ptr<Plan>      plan_;   // of the last graph
     std::vector<ggml_tensor>   custom_; // nodes that make the inner backend run our work
     std::vector<ggml_tensor *> nodes_;  // of the graph for the inner backend
+
+    std::unique_ptr<LoadedRows> loaded_; // where the inner device has kernels of ours, as the next two
+    std::unique_ptr<Handover>   handover_;
+    std::unique_ptr<GpuPlan>    gpu_plan_; // of the last graph; null: it was not one for them
 };
 
 } // namespace mikv

@@ -7,42 +7,9 @@
 
 namespace mikv {
 
-namespace {
-
-bool uses_cache(const ggml_tensor * node) {
-    if (kv_tensor(node)) {
-        return true;
-    }
-    for (const ggml_tensor * src : node->src) {
-        if (src && kv_tensor(src)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-} // namespace
-
-bool contiguous(const ggml_tensor * t) {
-    size_t size = ggml_type_size(t->type);
-    for (int i = 0; i < 4; i++) {
-        if (t->nb[i] != size) {
-            return false;
-        }
-        size *= size_t(t->ne[i]);
-    }
-    return true;
-}
-
 Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
-    : device_(device), identity_(identity_of(graph, n_threads)), n_threads_(n_threads), data_(device.foreign) {
-    for (int i = 0; i < graph->n_nodes; i++) {
-        ggml_tensor * node = graph->nodes[i];
-        if (node->op == GGML_OP_FLASH_ATTN_EXT && kv_tensor(node->src[1]) && kv_tensor(node->src[2])) {
-            const KvTensor & key = *kv_tensor(node->src[1]);
-            key.buffer->fit_heads(key, int(node->src[1]->ne[0]), int(node->src[2]->ne[0]));
-        }
-    }
+    : device_(device), identity_(GraphIdentity::of(graph, n_threads)), n_threads_(n_threads), data_(device.foreign) {
+    fit_heads(graph);
     nodes_.reserve(size_t(graph->n_nodes) + 64);
     graph_ = graph;
     for (at_ = 0; at_ < graph->n_nodes; at_++) {
@@ -56,16 +23,6 @@ Plan::Plan(Device & device, ggml_cgraph * graph, int n_threads)
                        layer->shape.n_tokens);
         }
     }
-}
-
-GraphIdentity Plan::identity_of(const ggml_cgraph * graph, int n_threads) {
-    GraphIdentity identity;
-    identity.uid       = graph->uid;
-    identity.nodes     = graph->nodes;
-    identity.n_nodes   = graph->n_nodes;
-    identity.n_threads = n_threads;
-    identity.moves     = Cache::moves();
-    return identity;
 }
 
 Plan::~Plan() {
@@ -122,18 +79,14 @@ std::shared_ptr<LayerWork> Plan::layer_work(const KvTensor & tensor, const ggml_
 }
 
 bool Plan::add_set_rows(ggml_tensor * node) {
-    KvTensor * kv = kv_tensor(node);
-    if (node->op != GGML_OP_SET_ROWS || !kv) {
+    if (!stores_rows(node)) {
         return false;
     }
-    const ggml_tensor * rows  = node->src[0];
-    const ggml_tensor * cells = node->src[1];
-    const ggml_tensor * root  = node->view_src;
-    if (kv_offset(node) || node->ne[0] != root->ne[0] || rows->ne[2] != 1 || rows->ne[3] != 1 || cells->ne[1] != 1) {
-        return false;
-    }
-    const auto layer                                = layer_work(*kv, cells);
-    const bool first                                = !layer->has_key && !layer->has_value;
+    KvTensor *          kv                          = kv_tensor(node);
+    const ggml_tensor * rows                        = node->src[0];
+    const ggml_tensor * cells                       = node->src[1];
+    const auto          layer                       = layer_work(*kv, cells);
+    const bool          first                       = !layer->has_key && !layer->has_value;
     (kv->value ? layer->has_value : layer->has_key) = true;
     if (!layer->cache().staging().reserve(int(rows->ne[1]))) {
         GGML_ABORT("mikv: no memory for a micro-batch of %d tokens: use a smaller one (-ub)", int(rows->ne[1]));

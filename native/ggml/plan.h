@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include "ggml/graph_identity.h"
+#include "ggml/node.h"
 #include "ggml/work.h"
 
 namespace mikv {
@@ -13,34 +15,12 @@ struct PlannedNode {
     Work *        work = nullptr; // ours, in its stead
 };
 
-// What tells that llama.cpp computes the same graph again, with the tensors where they were.
-struct GraphIdentity {
-    uint64_t       uid     = 0; // 0: never the same
-    ggml_tensor ** nodes   = nullptr;
-    int            n_nodes = 0, n_threads = 0;
-    uint64_t       moves = 0; // of caches' contents: a plan knows where they lie
-
-    bool same(const GraphIdentity & b) const {
-        return uid && uid == b.uid && nodes == b.nodes && n_nodes == b.n_nodes && n_threads == b.n_threads && moves == b.moves;
-    }
-};
-
-// A view, or nothing at all?
-inline bool moves_nothing(ggml_op op) {
-    return op == GGML_OP_NONE || op == GGML_OP_RESHAPE || op == GGML_OP_VIEW || op == GGML_OP_PERMUTE ||
-           op == GGML_OP_TRANSPOSE;
-}
-
-// Are its values one after another, in the order of its dimensions?
-bool contiguous(const ggml_tensor * t);
-
 class Plan {
 public:
     Plan(Device & device, ggml_cgraph * graph, int n_threads);
     ~Plan();
 
     const GraphIdentity &            identity() const { return identity_; }
-    static GraphIdentity             identity_of(const ggml_cgraph * graph, int n_threads);
     bool                             touches_cache() const { return touches_cache_; }
     const std::vector<PlannedNode> & nodes() const { return nodes_; }
     HostData &                       data() { return data_; }

@@ -10,44 +10,17 @@ namespace mikv {
 
 namespace {
 
-float op_float(const ggml_tensor * node, int i) {
-    float value;
-    std::memcpy(&value, reinterpret_cast<const float *>(node->op_params) + i, sizeof(value));
-    return value;
-}
-
 // Does it hold what it holds before the graph runs?
 bool is_input(const ggml_tensor * t) { return t->op == GGML_OP_NONE && (!t->view_src || t->view_src->op == GGML_OP_NONE); }
-
-bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
-    const char *x = static_cast<const char *>(a->data), *y = static_cast<const char *>(b->data);
-    return x < y + ggml_nbytes(b) && y < x + ggml_nbytes(a);
-}
-
-// A view [head_dim, n_kv, n_head_kv, n_stream] of whole cells from the start of a stream, as build_attn makes it?
-bool is_attention_view(const ggml_tensor * t) {
-    const ggml_tensor * root = t->view_src;
-    if (!root || t->type != root->type) {
-        return false;
-    }
-    const size_t row = ggml_row_size(root->type, root->ne[0]);
-    return t->ne[0] * t->ne[2] == root->ne[0] && t->nb[1] == row && t->nb[2] == ggml_row_size(root->type, t->ne[0]) &&
-           (t->ne[3] == 1 || t->nb[3] == row * size_t(root->ne[1])) && kv_offset(t) % (row * size_t(root->ne[1])) == 0;
-}
 
 } // namespace
 
 bool Plan::add_attention(ggml_tensor * node) {
-    if (node->op != GGML_OP_FLASH_ATTN_EXT || !kv_tensor(node->src[1]) || !kv_tensor(node->src[2])) {
+    if (!attends_layer(node)) {
         return false;
     }
-    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
-    const KvTensor &   key = *kv_tensor(k), &value = *kv_tensor(v);
-    if (key.buffer != value.buffer || key.cache != value.cache || key.index != value.index || key.value || !value.value ||
-        !is_attention_view(k) || !is_attention_view(v) || q->type != GGML_TYPE_F32 || q->ne[3] != k->ne[3] ||
-        q->nb[0] != sizeof(float) || (mask && mask->ne[2] != 1) || k->ne[1] != v->ne[1] || k->ne[3] != v->ne[3]) {
-        return false;
-    }
+    const ggml_tensor *        q = node->src[0], *k = node->src[1], *mask = node->src[3], *sinks = node->src[4];
+    const KvTensor &           key   = *kv_tensor(k);
     Cache &                    cache = key.buffer->cache(key);
     std::shared_ptr<LayerWork> layer;
     const auto                 entry = waiting_.find(&cache);
@@ -60,11 +33,9 @@ bool Plan::add_attention(ggml_tensor * node) {
         layer->tensor = key;
         layers_.push_back(layer);
     }
-    const bool   staged       = layer->cells != nullptr;
-    const size_t stream_bytes = ggml_row_size(k->type, k->view_src->ne[0]) * size_t(k->view_src->ne[1]);
-    layer->shape              = {key.index,     int(q->ne[3]), int(kv_offset(k) / stream_bytes), int(q->ne[1]), int(k->ne[1]),
-                                 int(q->ne[2]), staged};
-    layer->step               = std::make_unique<Step>(cache, layer->shape, n_threads_);
+    const bool staged = layer->cells != nullptr;
+    layer->shape      = {key.index, int(q->ne[3]), first_stream_of(k), int(q->ne[1]), int(k->ne[1]), int(q->ne[2]), staged};
+    layer->step       = std::make_unique<Step>(cache, layer->shape, n_threads_);
     std::vector<const ggml_tensor *> inputs = {q};
     for (const ggml_tensor * t : {mask, sinks}) {
         if (t) {

@@ -6,6 +6,7 @@
 #include "ggml/backend.h"
 #include "ggml/device.h"
 #include "ggml/environment.h"
+#include "ggml/gpu.h"
 #include "store/error.h"
 
 using namespace mikv;
@@ -82,6 +83,11 @@ bool decorates(ggml_backend_dev_t dev) {
     return !device_of(dev) && type != GGML_BACKEND_DEVICE_TYPE_ACCEL && type != GGML_BACKEND_DEVICE_TYPE_META;
 }
 
+void add_device(ggml_backend_dev_t inner, const std::string & name, const mikv_config & config, bool emulated) {
+    own_devices.push_back(std::make_unique<Device>());
+    make_device(*own_devices.back(), &registry, inner, name, config, open_gpu(inner, emulated));
+}
+
 } // namespace
 
 extern "C" {
@@ -111,10 +117,12 @@ ggml_backend_init(void) {
         for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
             ggml_backend_dev_t inner = ggml_backend_dev_get(i);
             if (decorates(inner) && (ggml_backend_dev_type(inner) == GGML_BACKEND_DEVICE_TYPE_CPU) == cpu) {
-                own_devices.push_back(std::make_unique<Device>());
-                make_device(*own_devices.back(), &registry, inner, int(own_devices.size()) - 1, config);
+                add_device(inner, "MIKV" + std::to_string(own_devices.size()), config, false);
             }
         }
+    }
+    if (has_emulator() && !own_devices.empty()) { // the host side of a GPU, for machines without one
+        add_device(own_devices.back()->inner, "MIKVE0", config, true);
     }
     if (own_devices.empty()) {
         GGML_LOG_ERROR("mikv: the program has no device yet: load its backends before this library\n");

@@ -163,6 +163,7 @@ mikv_status  mikv_device_configure(void * device, const mikv_config * config); /
 mikv_status  mikv_device_config(void * device, mikv_config * config);          /* as set, or from MIKV_* variables */
 int32_t      mikv_device_caches(void * device, uint64_t * ids, int32_t capacity); /* how many, the first `capacity` written, oldest first */
 const char * mikv_device_note(void * device);  /* why the newest cache on it was passed through uncompressed; "" if it was not */
+const char * mikv_device_inner(void * device); /* name of the ggml device that it decorates, such as "CUDA0"; "" if it is none of ours */
 
 /* --- caches ------------------------------------------------------------------------------------------------------------------ */
 
@@ -172,6 +173,7 @@ mikv_status  mikv_cache_layer_stats(uint64_t id, int32_t index, mikv_layer_stats
 mikv_status  mikv_cache_precision(uint64_t id, int32_t index, int32_t stream, uint8_t * out);
 /* out: float [n_head_kv][n_cells], accumulated attention mass of refined rows, and of all rows of a pool; 0 elsewhere */
 mikv_status  mikv_cache_scores(uint64_t id, int32_t index, int32_t stream, float * out);
+const char * mikv_cache_home(uint64_t id); /* where its rows are and attention is computed: "CPU", "CUDA", "Metal", "emulated"; "" if it is gone */
 
 /* --- saved caches -----------------------------------------------------------------------------------------------------------
  * A state is what some cells of a cache hold, packed as it is (FORMAT.md, "A saved cache"), the same on every device. Reading one checks

@@ -146,6 +146,11 @@ mikv_status mikv_cache_scores(uint64_t id, int32_t index, int32_t stream, float 
     return succeed();
 }
 
+const char * mikv_cache_home(uint64_t id) {
+    const auto cache = find_cache(id);
+    return !cache ? "" : cache->elsewhere() ? cache->elsewhere()->name() : "CPU";
+}
+
 mikv_status mikv_cache_create(const mikv_config * config, const mikv_shape * shape, uint64_t * id) {
     if (mikv_status status = check_shape(*shape)) {
         return status;

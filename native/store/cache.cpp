@@ -280,7 +280,35 @@ void Cache::reset_head(Head head) {
     std::fill_n(head.query_sums, head.query_sums ? 2 * h.k.dim : 0, 0.0f);
 }
 
+// The list of free slots anew, from who owns them.
+void Cache::list_free_slots(Head head) {
+    const HeadView & h    = head.view;
+    head.state.first_free = uint32_t(h.n_maps());
+    for (int slot = h.n_maps() - 1; slot >= 0; slot--) {
+        if (h.slot_cell[slot] == free_slot) {
+            set_next_free(h.slot_mass, uint32_t(slot), head.state.first_free);
+            head.state.first_free = uint32_t(slot);
+        }
+    }
+}
+
+void Cache::live(std::unique_ptr<Elsewhere> elsewhere) {
+    if (elsewhere_ && !elsewhere) {
+        bring_home(all_layers, true);
+    }
+    elsewhere_ = std::move(elsewhere);
+}
+
+void Cache::bring_home(int layer, bool change) {
+    if (elsewhere_) {
+        elsewhere_->bring_home(layer, change);
+    }
+}
+
 void Cache::clear() {
+    if (elsewhere_) {
+        elsewhere_->emptied();
+    }
     for (int index = 0; index < shape_.n_layer; index++) {
         for (int stream = 0; stream < shape_.n_stream; stream++) {
             for (int h = 0; h < shape_.n_head_kv; h++) {
@@ -294,6 +322,7 @@ void Cache::clear() {
 }
 
 void Cache::copy_stream(int index, int from, int to) {
+    bring_home(index, true);
     const size_t stream_bytes = layout_.layer_bytes(index);
     uint8_t *    memory       = memory_[index]->data();
     std::memcpy(memory + stream_bytes * to, memory + stream_bytes * from, stream_bytes);
@@ -307,6 +336,9 @@ void Cache::copy_stream(int index, int from, int to) {
     }
 }
 
-void Cache::copy_stream_cells(int from, int to) { *cells_[to] = *cells_[from]; }
+void Cache::copy_stream_cells(int from, int to) {
+    bring_home(no_layer, true);
+    *cells_[to] = *cells_[from];
+}
 
 } // namespace mikv

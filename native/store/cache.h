@@ -8,6 +8,7 @@
 #include "policy/policy.h"
 #include "store/budget.h"
 #include "store/cells.h"
+#include "store/elsewhere.h"
 #include "store/memory.h"
 #include "store/staging.h"
 
@@ -52,11 +53,13 @@ public:
     const PolicyChoice & policy() const { return policy_; }
     int                  layer_number(int index) const { return layers_[index]; }
 
-    Head        head(int index, int stream, int head);
-    bool        pooled() const { return layout_.heads.front().pooled; }
-    int         n_rows(int index) const { return layout_.n_rows(index); } // of the layer's head that has most
-    CellTable & cells(int stream) { return *cells_[stream]; }
-    Staging &   staging() { return *staging_; }
+    Head head(int index, int stream, int head);
+    // Of every stream alike.
+    const HeadShape & head_shape(int index, int head) const { return layout_.at(index, head); }
+    bool              pooled() const { return layout_.heads.front().pooled; }
+    int               n_rows(int index) const { return layout_.n_rows(index); } // of the layer's head that has most
+    CellTable &       cells(int stream) { return *cells_[stream]; }
+    Staging &         staging() { return *staging_; }
     // What rows go through on their way in and out.
     Transform key_transform(const Head & head) const;
     Transform value_transform() const;
@@ -87,13 +90,21 @@ public:
     void             precision(int index, int stream, uint8_t * out);
     void             scores(int index, int stream, float * out);
 
+    // The rows live with somebody else from now on; null: here again. What the functions above need of them is brought home first; who uses head(),
+    // cells() or index_cells() on such a cache calls bring_home before.
+    void        live(std::unique_ptr<Elsewhere> elsewhere);
+    Elsewhere * elsewhere() const { return elsewhere_.get(); }
+    void        bring_home(int layer, bool change);
+
     Memory     scratch;   // working memory of the kernels (step.h)
     std::mutex balancing; // held while a head's balancer is made
 
 private:
+    friend class GpuCache; // the same on a device
     Cache() = default;
     bool allocate(); // what layout_ says; false: no memory
     void reset_head(Head head);
+    void list_free_slots(Head head);
     // Places of all rows of a pool, or of those of n cells.
     std::vector<int32_t> places(const Head & head, int first_cell, int n) const;
     // One head's part of a write: rows [n][row size] in the cache's space.
@@ -115,6 +126,7 @@ private:
     std::vector<uint16_t>                   balancers_; // [n_heads][balancer_size()]
     std::vector<std::unique_ptr<CellTable>> cells_;     // [n_stream]
     std::unique_ptr<Staging>                staging_;
+    std::unique_ptr<Elsewhere>              elsewhere_;
 };
 
 // --- slots of one head -----------------------------------------------------------------------------------------------------

@@ -150,6 +150,26 @@ void CellTable::clear() {
     n_held_ = 0;
 }
 
+void CellTable::restore(const CellImage & image) {
+    const size_t n = born_.size();
+    std::copy_n(image.born, n, born_.begin());
+    std::copy_n(image.seen, n, seen_.begin());
+    std::copy_n(image.flags, n, flags_.begin());
+    std::copy_n(image.staged, n, staged_.begin());
+    now_   = image.now;
+    batch_ = image.batch;
+    waiting_.clear();
+    n_held_  = 0;
+    loading_ = false;
+    for (int cell = 0; cell < int(n); cell++) {
+        if (staged_[cell] >= 0) {
+            waiting_.push_back(cell);
+        }
+        n_held_ += holds(cell);
+        loading_ = loading_ || is_loading(cell);
+    }
+}
+
 int CellTable::end() const {
     int n = size();
     while (n > 0 && !holds(n - 1)) {

@@ -20,6 +20,15 @@ struct CellBatch {
     int              n_kv;
 };
 
+// A table's contents, as a device has them: arrays [n_cells].
+struct CellImage {
+    const uint32_t * born;
+    const uint32_t * seen;
+    const uint8_t *  flags;
+    const int32_t *  staged;
+    uint32_t         now, batch;
+};
+
 class CellTable {
 public:
     explicit CellTable(int n_cells);
@@ -27,8 +36,10 @@ public:
     // Registers a micro-batch's tokens. sinks: the first so many tokens of a sequence are sinks; window: the last so many are recent.
     void begin(const CellBatch & batch, int sinks, int window);
     // A row arrived from outside (state load): the cell holds a token from now on.
-    void hold(int cell, int sinks);
-    void clear();
+    void      hold(int cell, int sinks);
+    void      clear();
+    CellImage image() const { return {born_.data(), seen_.data(), flags_.data(), staged_.data(), now_, batch_}; }
+    void      restore(const CellImage & image);
 
     // What is noted of a cell, as it goes to a state file and comes back.
     struct Note {

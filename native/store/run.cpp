@@ -59,7 +59,8 @@ mikv_status run_step(Cache & cache, int index, const mikv_step & s, int n_thread
     }
     const mikv_shape & c     = cache.shape();
     const StepShape    shape = {index, s.n_stream, s.first_stream, s.n_tokens / s.n_stream, s.n_kv, s.n_head, true};
-    Step               step(cache, shape, n_threads);
+    cache.bring_home(all_layers, true);
+    Step step(cache, shape, n_threads);
     if (!step.reserve()) {
         return fail(MIKV_ERROR_MEMORY, "no memory for a micro-batch of %d tokens: use a smaller one", s.n_tokens);
     }

@@ -58,6 +58,7 @@ LayerSums sum_layer(Cache & cache, int index) {
 } // namespace
 
 mikv_layer_stats Cache::layer_stats(int index) {
+    bring_home(no_layer, false);
     const LayerSums  sums = sum_layer(*this, index);
     mikv_layer_stats s{};
     s.layer        = layers_[index];
@@ -77,6 +78,7 @@ mikv_layer_stats Cache::layer_stats(int index) {
 }
 
 mikv_stats Cache::stats() {
+    bring_home(no_layer, false);
     mikv_stats s{};
     s.id             = id_;
     s.shape          = shape_;
@@ -106,8 +108,12 @@ mikv_stats Cache::stats() {
         }
     }
     share_mass(mass, &s.mass_exact, &s.mass_refined, &s.mass_base);
-    s.bytes_staging  = int64_t(staging_->size_bytes());
-    s.bytes_scratch  = int64_t(scratch.size_bytes());
+    s.bytes_staging = int64_t(staging_->size_bytes());
+    s.bytes_scratch = int64_t(scratch.size_bytes());
+    if (elsewhere_) {
+        s.bytes_metadata += elsewhere_->metadata_bytes();
+        s.bytes_scratch += elsewhere_->scratch_bytes();
+    }
     s.bytes_total    = s.bytes_base + s.bytes_refined + s.bytes_metadata + s.bytes_staging;
     s.bytes_f16      = f16_bytes(shape_);
     s.bytes_used_f16 = s.tokens * shape_.n_layer * shape_.n_head_kv * 2 * (shape_.head_dim_k + shape_.head_dim_v);
@@ -115,6 +121,7 @@ mikv_stats Cache::stats() {
 }
 
 void Cache::precision(int index, int stream, uint8_t * out) {
+    bring_home(index, false);
     const CellTable & table = cells(stream);
     for (int h = 0; h < shape_.n_head_kv; h++) {
         const HeadView view = head(index, stream, h).view;
@@ -141,6 +148,7 @@ void Cache::precision(int index, int stream, uint8_t * out) {
 }
 
 void Cache::scores(int index, int stream, float * out) {
+    bring_home(index, false);
     for (int h = 0; h < shape_.n_head_kv; h++) {
         const HeadView view = head(index, stream, h).view;
         float *        row  = out + size_t(h) * shape_.n_cells;

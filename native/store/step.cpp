@@ -42,7 +42,9 @@ float * query_buffer(size_t n_floats) {
     return reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
-bool Step::few() const { return shape_.n_tokens * group() <= few_rows || shape_.n_tokens == 1; }
+bool queries_are_few(int n_tokens, int group) { return n_tokens * group <= few_rows || n_tokens == 1; }
+
+bool Step::few() const { return queries_are_few(shape_.n_tokens, group()); }
 
 int Step::n_chunks() const {
     const int wanted = (3 * n_threads_ + n_heads() - 1) / n_heads(); // enough items that threads end together

@@ -47,6 +47,9 @@ struct Columns {
     int  token(int column) const { return pooled && column >= first_token ? column - first_token : -1; }
 };
 
+// Few query rows of a KV head are worked off in one pass over the packed cells, many through other kernels.
+bool queries_are_few(int n_tokens, int group);
+
 class Step {
 public:
     // Plans the items; n_threads is a hint for how finely to cut. Reserves scratch in the cache: false if memory is short.

@@ -79,6 +79,7 @@ void adopt_rows(Head & head, const CellTable & table, int first_cell, const std:
 } // namespace
 
 void Cache::read(int index, bool value, int stream, int first_cell, int n, float * out) {
+    bring_home(index, false);
     const int          dim   = value ? shape_.head_dim_v : shape_.head_dim_k;
     const CellTable &  table = cells(stream);
     std::vector<float> held(size_t(row_dim(dim)));
@@ -106,6 +107,7 @@ std::vector<int32_t> Cache::places(const Head & of, int first_cell, int n) const
 }
 
 void Cache::write(int index, bool value, int stream, int first_cell, int n, const float * in, bool adopt) {
+    bring_home(index, true);
     const int   dim   = value ? shape_.head_dim_v : shape_.head_dim_k;
     CellTable & table = cells(stream);
     for (int i = 0; i < n && adopt; i++) {

@@ -21,7 +21,7 @@ namespace mikv {
 struct GpuChoice {
     GpuQueue queue = {&emulated_device, nullptr};
     bool     quick = false;
-    bool     there = true; // this build has the device
+    bool     there = true; // this build and machine have the device
 
     GpuChoice(int argc, char ** argv, EmulatorReport & report) {
         queue.queue = &report;
@@ -31,8 +31,9 @@ struct GpuChoice {
                 continue;
             }
 #if defined(MIKV_CUDA)
-            queue = {&cuda_device, nullptr};
-            there = std::string(argv[i]) == cuda_device.name;
+            there = std::string(argv[i]) == "cuda";
+            queue = {&cuda_device, there ? cuda_device.open(nullptr) : nullptr};
+            there = queue.queue != nullptr;
 #else
             there = false;
 #endif
@@ -44,10 +45,10 @@ struct GpuChoice {
 template <class T> class DeviceArray {
 public:
     DeviceArray(const GpuQueue & queue, size_t n) : queue_(queue), n_(n) {
-        data_ = static_cast<T *>(queue.device->allocate(n * sizeof(T)));
+        data_ = static_cast<T *>(queue.device->allocate(queue.queue, n * sizeof(T)));
     }
     DeviceArray(const GpuQueue & queue, const std::vector<T> & values) : DeviceArray(queue, values.size()) { write(values); }
-    ~DeviceArray() { queue_.device->release(data_); }
+    ~DeviceArray() { queue_.device->release(queue_.queue, data_); }
     DeviceArray(const DeviceArray &)             = delete;
     DeviceArray & operator=(const DeviceArray &) = delete;
 

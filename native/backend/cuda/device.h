@@ -5,7 +5,7 @@
 
 namespace mikv {
 
-// queue: a cudaStream_t of the device that is current in the calling thread; null: its default stream.
+// A queue is a stream of ours on the device's primary context, which the host program's CUDA uses too: its events and addresses are good here.
 extern const GpuDevice cuda_device;
 
 } // namespace mikv

@@ -5,8 +5,9 @@
 
 namespace mikv {
 
-// queue: an EmulatorReport, which takes the faults; memory is then watched unless the report says otherwise, so that emulator_watch() must know all
-// of it. Or null: nothing is watched.
+// A queue is an EmulatorReport, which takes the faults. In those of open() memory is not watched: kernels may use what a host program allocated. In
+// a test's own it is, unless the report says otherwise, and emulator_watch() must know all of it. The environment's MIKV_EMULATED_FAULT, a kernel's
+// name, leaves that kernel out: a seeded fault, for those who must notice.
 extern const GpuDevice emulated_device;
 
 } // namespace mikv

@@ -32,21 +32,40 @@ struct GpuLaunch {
     const void * arguments; // gpu_kernel(kernel).argument_bytes of them, read before launch() returns
 };
 
-constexpr int gpu_ok = 0;
+constexpr int gpu_ok = 0, gpu_failed = -1; // other numbers are the device's own
 
+// What the functions below call a queue is what open() returns. Errors are gpu_ok or the device's own.
 struct GpuDevice {
     const char * name;
-    // Queues a launch behind those before it in the same queue (CUDA: cudaStream_t; Metal: id<MTLComputeCommandEncoder>, serial; emulator: its
-    // EmulatorReport *, and the work is done on return). gpu_ok, or an error of the device's own.
+    // A queue on the device that has this id: a PCI bus id, or what the backend knows its devices by; null: the first. Null: no such device. The
+    // owner closes it.
+    void * (*open)(const char * id);
+    void (*close)(void * queue);
+    int (*n_processors)(void * queue); // streaming multiprocessors, cores
+    // What a self-test that was passed is true of: device and driver, in one line of at most size_bytes with its end.
+    void (*describe)(void * queue, char * text, size_t size_bytes);
+
+    // Queues a launch behind those before it in the same queue. The emulator does the work at once.
     int (*launch)(void * queue, const GpuLaunch & launch);
     const char * (*explain)(int error); // static text
+    int (*finish)(void * queue);        // waits until everything queued is done
 
-    // Memory of the device, for self-tests, tests and hosts that have none of their own: at a multiple of 256, zeroed; null: there is not so much.
-    void * (*allocate)(size_t size_bytes);
-    void (*release)(void * memory);
+    // Memory of the device, by its addresses: at a multiple of 256, zeroed; null: there is not so much. What was queued before may still use what
+    // is released.
+    void * (*allocate)(void * queue, size_t size_bytes);
+    void (*release)(void * queue, void * memory);
     // Copies that wait for what was queued before, and are done on return.
     int (*write)(void * queue, void * device, const void * host, size_t size_bytes);
     int (*read)(void * queue, void * host, const void * device, size_t size_bytes);
+
+    // The same order for this queue and another one of the device: what comes later waits for the event, and the event for what came before (CUDA:
+    // cudaEvent_t). Null: there are no events, and the host waits for both.
+    int (*wait)(void * queue, void * event);
+    int (*record)(void * queue, void * event);
+    // The device's address of memory [base, base + size_bytes) that somebody else allocated on it and names by these addresses; null: kernels cannot
+    // reach it. Until unmap(*token). A null function: these addresses are the device's own.
+    void * (*map)(void * queue, void * base, size_t size_bytes, void ** token);
+    void (*unmap)(void * queue, void * token);
 };
 
 struct GpuQueue {
