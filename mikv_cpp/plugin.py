@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,16 @@ def plain_devices() -> list[int]:
     kind = ggml_function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
     every = [get(i) for i in range(ggml_function("ggml_backend_dev_count", ctypes.c_size_t)())]
     return [int(device) for device in every if kind(device) == _DEVICE_TYPE_GPU and not name(device).startswith(_DEVICE_PREFIX)]
+
+
+def gpu_free_bytes() -> Optional[int]:
+    """Memory that is free on the GPU that the MIKV device decorates; None where there is none and it decorates the CPU."""
+    if not plain_devices():
+        return None
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    memory(mikv_device(), ctypes.addressof(free), ctypes.addressof(total))
+    return int(free.value)
 
 
 def device_list(devices: Sequence[int]) -> Any:
