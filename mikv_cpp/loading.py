@@ -11,7 +11,7 @@ from mikv_cpp import arguments
 from mikv_cpp.config import KVConfig
 from mikv_cpp.model_file import ModelFile, read_model_file
 from mikv_cpp.models import default_model
-from mikv_cpp.plan import largest_context, n_cells
+from mikv_cpp.plan import cache_shapes, largest_context, n_cells
 from mikv_cpp.terminal import Bar, quiet
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ def _chosen(options: argparse.Namespace, model: ModelFile) -> tuple[KVConfig, in
     return choice.config, choice.n_ctx
 
 
+def _say_budget(model: ModelFile, config: KVConfig, n_ctx: int) -> None:
+    """What a budget in bytes or as a share buys, before the model is loaded.
+
+    Raises:
+        BudgetError: too little.
+    """
+    from mikv_cpp.plan.choice import budget_sentence  # noqa: PLC0415 - beside the library
+    from mikv_cpp.plugin import native_library  # noqa: PLC0415 - as above
+
+    if cache_shapes(model, n_ctx):
+        say(budget_sentence(native_library(), model, config, n_ctx))
+
+
 def load(
     options: argparse.Namespace,
     model: ModelFile,
@@ -91,6 +104,8 @@ def load(
         config, n_ctx = _chosen(options, model)
     else:
         n_ctx = context_of(options, model, config)
+        if config is not None and config.budget is not None:
+            _say_budget(model, config, n_ctx)
     threads = arguments.n_threads(options)
     with Bar("loading", "%", enabled=not options.verbose) as bar:
         return (kind or Llama)(

@@ -145,6 +145,16 @@ def plain_devices() -> list[int]:
     return [device for name, device in _devices().items() if _kind(device) == _DEVICE_TYPE_GPU and not name.startswith(_PREFIX)]
 
 
+def gpu_free_bytes() -> Optional[int]:
+    """Memory that is free on the GPU that the MIKV device decorates; None where there is none and it decorates the CPU."""
+    if not plain_devices():
+        return None
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    memory(mikv_device(), ctypes.addressof(free), ctypes.addressof(total))
+    return int(free.value)
+
+
 def device_list(devices: Sequence[int]) -> Any:
     """The NULL-terminated array that llama_model_params.devices points to; the caller keeps it alive."""
     return (ctypes.c_void_p * (len(devices) + 1))(*devices, None)

@@ -20,7 +20,7 @@ ELSEWHERE = {
     r"^\.venv/bin/python -m mikv_cpp\.run\b": "step main_job of .ci/run",
     r"^python3 scripts/test\.py\b": "step tests of .ci/run: this is in it",
     r"^(cmake -S docs/examples|cmake --build build/examples|build/examples/complete)\b": "tests/examples builds and runs them",
-    r"\bllama-server\b": "step stock of .ci/run",
+    r"\bllama-server\b": "step stock of .ci/run has the same words for llama-completion; the server itself is not built there",
 }
 
 #: What is put behind a command of the package, so that it takes a second: the last value of an option counts.

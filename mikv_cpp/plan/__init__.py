@@ -58,12 +58,16 @@ def cache_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
     ]
 
 
-def made_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
-    """As cache_shapes, but layers with a sliding window at the length that llama.cpp gives them without swa_full."""
+def made_shapes(model: ModelFile, n_ctx: int, kinds: tuple[bool, ...] = (False, True)) -> list[Shape]:
+    """As cache_shapes, but layers with a sliding window at the length that llama.cpp gives them without swa_full.
+
+    kinds: of layers without the window (False), with it (True).
+    """
     n_window = min(n_cells(model.sliding_window + _UBATCH), n_cells(n_ctx))
     return [
         Shape(n, layer.n_head_kv, length, 1, layer.head_dim_k, layer.head_dim_v)
-        for windowed, length in ((False, n_cells(n_ctx)), (True, n_window))
+        for windowed in kinds
+        for length in (n_window if windowed else n_cells(n_ctx),)
         for layer, n in (model.attention_layers(windowed).items() if model.is_plain_attention else ())
     ]
 
@@ -108,6 +112,15 @@ def kv_bytes(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -
     """
     kept = spread_out(_protected(library, model, config, cache_shapes(model, n_ctx)), model.n_layer)
     return _bytes(library, replace(kept, budget=None), made_shapes(model, n_ctx))
+
+
+def budgeted_bytes(library: Library, model: ModelFile, plan: Plan, n_ctx: int) -> int:
+    """What the cache of a plan with a budget takes: no more than with every token refined, and windowed layers on top."""
+    if not plan.budget_bytes:
+        return kv_bytes(library, model, plan.config, n_ctx)
+    full, windowed = (made_shapes(model, n_ctx, (kind,)) for kind in (False, True))
+    most = plan.config if plan.config.is_pool else replace(plan.config, refined_share=1.0)
+    return min(plan.budget_bytes, _bytes(library, most, full)) + _bytes(library, plan.config, windowed)
 
 
 def cells_step() -> int:

@@ -12,11 +12,10 @@ from mikv_cpp import arguments
 from mikv_cpp.config import KVConfig, parse_budget
 from mikv_cpp.errors import BudgetError, ConfigError, MikvError
 from mikv_cpp.loading import find_model
-from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library
 from mikv_cpp.plan import cache_shapes, in_mib, kv_bytes, n_cells, plain_bytes
-from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, room_for_cache
+from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, free_bytes, room_for_cache
 
 _DEFAULT_CONTEXT = 32768
 
@@ -33,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--context", type=int, default=0, metavar="N", help="tokens; 0: the model's own context, at most 32768"
     )
-    parser.add_argument("--memory", metavar="BYTES", help="memory for model and cache, such as 8GiB; default: what is free now")
+    parser.add_argument(
+        "--memory",
+        metavar="BYTES",
+        help="memory for model and cache, such as 8GiB; default: what is free now, on the GPU if there is one",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     return parser
 
@@ -49,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    memory = _memory(options.memory)
+    memory = _memory(options.memory) if options.memory is not None else None
     if not 0 <= options.context < 2**31:
         raise ConfigError(f"--context {options.context} is not possible: use 0 or more")
     model = find_model(options)
@@ -59,6 +62,7 @@ def _plan(options: argparse.Namespace) -> int:
     from mikv_cpp.plugin import native_library  # noqa: PLC0415 - help and bad options are answered without llama.cpp
 
     library = native_library()
+    memory = memory if memory is not None else _free_bytes()
     table = plan_table(library, model, n_ctx, memory)
     try:
         chosen = choose(library, model, n_ctx, memory)
@@ -75,12 +79,14 @@ def _plan(options: argparse.Namespace) -> int:
     return status
 
 
-def _memory(given: Optional[str]) -> int:
-    if given is None:
-        free = available_bytes()
-        if free is None:
-            raise ConfigError("how much memory is free is not known on this system: say it with --memory 8GiB")
-        return free
+def _free_bytes() -> int:
+    free = free_bytes()
+    if free is None:
+        raise ConfigError("how much memory is free is not known on this system: say it with --memory 8GiB")
+    return free
+
+
+def _memory(given: str) -> int:
     size = parse_budget(given).size_bytes
     if size is None:
         raise ConfigError(f"--memory {given} is a share: give bytes, such as 8GiB")

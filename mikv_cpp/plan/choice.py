@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from mikv_cpp.bisection import largest
@@ -12,7 +12,7 @@ from mikv_cpp.errors import BudgetError
 from mikv_cpp.memory import available_bytes
 from mikv_cpp.model_file import ModelFile
 from mikv_cpp.native import Library
-from mikv_cpp.plan import cells_step, in_mib, kv_bytes, plain_bytes
+from mikv_cpp.plan import budgeted_bytes, cells_step, in_mib, kv_bytes, plain_bytes, plan_cache
 
 _RESERVE_SHARE = 0.1  # of the memory, for what llama.cpp computes in and for the process itself
 _RESERVE_LEAST = 256 * 2**20
@@ -58,18 +58,49 @@ class Choice:
 
     def sentence(self) -> str:
         """It in words."""
-        share = f" ({100 * self.size_bytes / self.f16_bytes:.0f} % of f16's {in_mib(self.f16_bytes)})" if self.f16_bytes else ""
-        plain = ", ".join(f"{name} {kl:.4f}" for name, kl in PLAIN_KL.items())
-        return (
-            f"{self.tier.preset} for {self.n_ctx} tokens: {in_mib(self.size_bytes)}{share}; expected KL to f16 "
-            f"{self.tier.mean_kl:.4f} (llama.cpp's {plain})"
-        )
+        return f"{self.tier.preset} for {_size(self.n_ctx, self.size_bytes, self.f16_bytes)}; {_quality(self.tier)}"
+
+
+def _size(n_ctx: int, size_bytes: int, f16_bytes: int) -> str:
+    share = f" ({100 * size_bytes / f16_bytes:.0f} % of f16's {in_mib(f16_bytes)})" if f16_bytes else ""
+    return f"{n_ctx} tokens: {in_mib(size_bytes)}{share}"
+
+
+def _quality(tier: Tier, bound: str = "") -> str:
+    plain = ", ".join(f"{name} {kl:.4f}" for name, kl in PLAIN_KL.items())
+    return f"expected KL to f16 {bound}{tier.mean_kl:.4f} (llama.cpp's {plain})"
+
+
+def budget_sentence(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> str:
+    """The plan of a config with a budget, in words: its bytes, and the quality of its preset as far as that was measured.
+
+    Raises:
+        BudgetError: the budget is too small; the sentence names the smallest that works.
+    """
+    plan = plan_cache(library, model, config, n_ctx)
+    size_bytes = budgeted_bytes(library, model, plan, n_ctx)
+    size = _size(n_ctx, size_bytes, plain_bytes(model, n_ctx))
+    tier = next((tier for tier in TIERS if KVConfig.preset(tier.preset) == replace(config, budget=None)), None)
+    if tier is None:
+        return f"{size}; its quality was not measured: python -m mikv_cpp.eval kl measures it"
+    is_full = size_bytes >= kv_bytes(library, model, KVConfig.preset(tier.preset), n_ctx)
+    return (
+        f"{tier.preset} for {size}, tokens refined as far as that goes; {_quality(tier, 'at most ' if is_full else 'above ')}"
+    )
 
 
 def room_for_cache(model: ModelFile, memory_bytes: int) -> int:
     """Bytes that a cache may take of a memory: not the model's own, nor a reserve of a tenth, at least 256 MiB."""
     reserve = max(int(_RESERVE_SHARE * memory_bytes), _RESERVE_LEAST)
     return max(memory_bytes - model.size_bytes - reserve, 0)
+
+
+def free_bytes() -> Optional[int]:
+    """Memory for model and cache: of the GPU if llama.cpp has one, else of this machine; None if unknown."""
+    from mikv_cpp.plugin import gpu_free_bytes  # noqa: PLC0415 - needs llama.cpp, which importing this does not
+
+    gpu = gpu_free_bytes()
+    return available_bytes() if gpu is None else gpu
 
 
 def choose(library: Library, model: ModelFile, n_ctx: int, memory_bytes: int, shorten: bool = False) -> Choice:
@@ -97,12 +128,12 @@ def choose(library: Library, model: ModelFile, n_ctx: int, memory_bytes: int, sh
 
 
 def choose_for_this_machine(library: Library, model: ModelFile, n_ctx: int, shorten: bool = False) -> Choice:
-    """`choose` for the memory that is free now; where that is not known, the default preset.
+    """`choose` for the memory that is free now, the GPU's where llama.cpp has one; where that is not known, the default preset.
 
     Raises:
         BudgetError: as `choose`.
     """
-    memory: Optional[int] = available_bytes()
+    memory = free_bytes()
     if memory is None:
         return _choice(library, model, TIERS[2], n_ctx)
     return choose(library, model, n_ctx, memory, shorten)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mikv_cpp import BudgetError, ConfigError, KVConfig, Llama, arguments
+from mikv_cpp import BudgetError, ConfigError, KVConfig, Llama, arguments, plugin, run
 from mikv_cpp.model_file import read_model_file
 from mikv_cpp.plan import __main__ as command
 from mikv_cpp.plan import choice as choice_module
 from mikv_cpp.plan import kv_bytes, plain_bytes
-from mikv_cpp.plan.choice import PLAIN_KL, TIERS, choose, choose_for_this_machine, room_for_cache
+from mikv_cpp.plan.choice import PLAIN_KL, TIERS, budget_sentence, choose, choose_for_this_machine, free_bytes, room_for_cache
 from mikv_cpp.plugin import native_library
 
 Writer = Callable[..., Path]
@@ -54,6 +55,39 @@ def _check_bytes(path: Path, n_ctx: int, preset: str) -> None:
     llm.close()
     assert stats.bytes_total == pytest.approx(planned, rel=0.01)
     assert stats.bytes_f16 == f16_bytes
+
+
+@pytest.mark.parametrize(
+    ("arch", "budget"),
+    [("llama", "40%"), ("llama", "1300KiB"), ("llama", "1.5GiB"), ("gemma3", "40%"), ("gemma3", "1.5GiB")],
+)
+def test_a_budget_says_first_what_it_takes(tiny_model: Writer, arch: str, budget: str) -> None:
+    path = tiny_model(arch=arch, n_layer=6 if arch == "gemma3" else 2)
+    config = KVConfig(budget=budget)
+    sentence = budget_sentence(native_library(), read_model_file(path), config, 4096)
+    llm = Llama(path, n_ctx=4096, n_batch=512, n_ubatch=512, kv=config, swa_full=False, verbose=False)
+    llm.eval(list(np.arange(512) % 200 + 20))
+    taken = llm.kv.stats().bytes_total / MIB
+    llm.close()
+    planned = float(sentence.split("tokens: ")[1].split(" MiB")[0])
+    assert taken == pytest.approx(planned, rel=0.01, abs=0.05)  # it is printed with one digit
+    assert f"expected KL to f16 at most {TIERS[2].mean_kl:.4f}" in sentence
+
+
+def test_a_budget_below_the_preset_promises_less(tiny_model: Writer) -> None:
+    library, model = native_library(), read_model_file(tiny_model())
+    own = kv_bytes(library, model, KVConfig(), 4096)
+    assert "expected KL to f16 above 0.0094" in budget_sentence(library, model, KVConfig(budget=own - 20_000), 4096)
+    assert "not measured" in budget_sentence(library, model, KVConfig(k_bits=3, budget=own), 4096)
+    with pytest.raises(BudgetError, match="smallest that works"):
+        budget_sentence(library, model, KVConfig(budget=own // 2), 4096)
+
+
+@pytest.mark.parametrize("words", [["--budget", "60%"], ["--budget", "auto"]])
+def test_the_plan_is_said_before_the_answer(tiny_model: Writer, capfd: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert run.main([str(tiny_model()), "-c", "1024", "-p", "x", "-n", "1", "-t", "1", *words]) == 0
+    said = capfd.readouterr().err
+    assert "expected KL to f16" in said.partition("KV cache")[0]
 
 
 def test_windowed_layers_as_the_file_says(tiny_model: Writer) -> None:
@@ -172,6 +206,18 @@ def test_automatic_chooses_by_free_memory(tiny_model: Writer, monkeypatch: pytes
     llm.close()
     monkeypatch.setattr(choice_module, "available_bytes", lambda: None)
     assert choose_for_this_machine(native_library(), read_model_file(path), 512).tier.preset == "mikv"
+
+
+def test_memory_is_the_gpus_where_there_is_one(tiny_model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's device stands in for a GPU: ggml says that all of the machine's memory is free there."""
+    assert plugin.gpu_free_bytes() is None
+    monkeypatch.setattr(plugin, "plain_devices", lambda: [1])
+    assert free_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    path = tiny_model()
+    size = kv_bytes(native_library(), read_model_file(path), KVConfig.preset("mikv-safe"), 2048)
+    monkeypatch.setattr(plugin, "gpu_free_bytes", lambda: _memory_for(path, size))
+    monkeypatch.setattr(choice_module, "available_bytes", lambda: 1)
+    assert choose_for_this_machine(native_library(), read_model_file(path), 2048).tier.preset == "mikv-safe"
 
 
 @pytest.mark.parametrize("more", [["--kv", "q8"], ["--k-bits", "3"], ["--refined-share", "0.5"]])
