@@ -3,8 +3,8 @@
 llama.cpp's caches get the same rows again and again, through the state of a sequence. That is all to them: what a decoded token
 costs does not depend on what the rows hold. For ours it depends on how many rows are refined, and where they lie, and a state
 brings neither back. So every row is stored once more as a token's row is, in an order drawn at random: the policy, which sees
-each row attend to the first tile and to itself, has filled all slots in the end, and refined rows lie scattered over the whole
-context. That is the slowest they can lie, for a kernel meets a few of them in every tile.
+each row attend to the first tile and to the few stored with it, has filled all slots in the end, and refined rows lie scattered
+over the whole context. That is the slowest they can lie, for a kernel meets a few of them in every tile.
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ def store_scattered(
     out = np.empty((_STEP, shape.n_head_kv, shape.head_dim_v), np.float32)
     for start in range(0, len(order), _STEP):
         cells = order[start : start + _STEP]
-        own = np.arange(len(cells)), cells
-        mask[own] = 0
         for i, cell in enumerate(cells):
+            mask[i, cells[: i + 1]] = 0
             mask[i, : min(_FIRST, cell + 1)] = 0
         k, v = (x[cells % len(x)] for x in rows)
         arrays: dict[str, npt.NDArray[Any]] = {"k": k, "v": v, "q": queries, "out": out, "mask": mask, "cells": cells}
         numbers = {"n_tokens": len(cells), "n_stream": 1, "n_kv": n, "n_head": shape.n_head_kv, "scale": shape.head_dim_k**-0.5}
         library.prepare_step(cache, arrays, numbers, index)(1)
-        mask[own] = -np.inf
+        mask[:, cells] = -np.inf
 
 
 def repeat_to(engine: Engine, depth: int) -> None:

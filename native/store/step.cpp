@@ -13,6 +13,7 @@ namespace {
 constexpr int few_rows    = 24;   // query rows of a KV head up to which the decode kernel is used
 constexpr int block_rows  = 128;  // query rows that a prefill item works on
 constexpr int least_chunk = 256;  // cells of a decode item
+constexpr int wide_chunk  = 4096; // and from how many on it may be cut further
 constexpr int probe_chunk = 1024; // cells of a probe item
 
 Columns columns_of(const Cache & cache, const StepShape & shape) {
@@ -47,7 +48,8 @@ bool queries_are_few(int n_tokens, int group) { return n_tokens * group <= few_r
 bool Step::few() const { return queries_are_few(shape_.n_tokens, group()); }
 
 int Step::n_chunks() const {
-    const int wanted = (3 * n_threads_ + n_heads() - 1) / n_heads(); // enough items that threads end together
+    // enough items that threads end together
+    const int wanted = std::max((3 * n_threads_ + n_heads() - 1) / n_heads(), columns_.n / wide_chunk);
     const int most   = std::max(1, columns_.n / least_chunk);
     return n_threads_ == 1 ? 1 : std::max(1, std::min(wanted, most));
 }
