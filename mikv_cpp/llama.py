@@ -249,6 +249,8 @@ class Llama(Stateful, llama_cpp.Llama):
         n_tokens = int(self.n_tokens)
         if int(api.llama_memory_seq_pos_max(memory, 0)) >= n_tokens:  # an answer that was taken back: still in the cells
             api.llama_memory_seq_rm(memory, -1, n_tokens, -1)
+        if int(api.llama_memory_seq_pos_max(memory, 0)) >= n_tokens:
+            raise StateError("this model cannot take back the end of a conversation: save it before that, or read it again")
         host, caches = self._carrier().take()
         return State(self.state_identity(), self.input_ids[:n_tokens].astype(np.int32), host, caches, notes or {})
 

@@ -59,7 +59,7 @@ class PromptCache:
             How many of `tokens` the model can reuse now.
         """
         wanted = np.asarray(tokens, np.int32)
-        found = sorted(self._candidates(_key(llm), wanted), reverse=True)
+        found = sorted(self._candidates(_key(llm), wanted, bool(llm.model_file.sliding_window)), reverse=True)
         for n_common, path in found:
             if n_common < n_reusable + BLOCK:
                 break
@@ -103,8 +103,8 @@ class PromptCache:
     def _names(self) -> list[str]:
         return [path.name for path in self.folder.iterdir()]
 
-    def _candidates(self, key: str, wanted: NDArray[np.int32]) -> list[tuple[int, Path]]:
-        """Common tokens and file of each state of this model and configuration."""
+    def _candidates(self, key: str, wanted: NDArray[np.int32], whole: bool) -> list[tuple[int, Path]]:
+        """Common tokens and file of each state of this model and configuration; whole: of those that need not be rolled back."""
         found = []
         for name in self._names():
             if name.startswith(key) and name.endswith(_ENDING):
@@ -114,7 +114,9 @@ class PromptCache:
                     continue
                 n = min(tokens.size, wanted.size)
                 differ = np.flatnonzero(tokens[:n] != wanted[:n])
-                found.append((int(differ[0]) if differ.size else n, self.folder / name))
+                n_common = int(differ[0]) if differ.size else n
+                if n_common == tokens.size or not whole:
+                    found.append((n_common, self.folder / name))
         return found
 
     def _make_room(self) -> None:

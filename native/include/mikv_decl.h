@@ -202,7 +202,7 @@ typedef struct mikv_transfer {
 /* From now on what this thread has llama.cpp carry between packed KV tensors and memory is noted, and not done: nothing is read, written or
  * cleared, until mikv_transfers_end(). data: the `size_bytes` that llama_state_get_data() or _set_data() works on. */
 mikv_status  mikv_transfers_begin(const void * data, int64_t size_bytes);
-/* How many were noted, the first `capacity` written; -1: one was not of whole rows, or of other memory with something in it. */
+/* How many were noted, the first `capacity` written; -1: one was not of whole rows. */
 int32_t      mikv_transfers(mikv_transfer * out, int32_t capacity);
 void         mikv_transfers_end(void);
 

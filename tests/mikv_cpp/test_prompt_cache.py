@@ -70,6 +70,16 @@ def test_a_conversation_that_grew_replaces_its_beginning(tiny_model: Writer, tmp
     assert len(_names(tmp_path)) == 4  # windows cannot be rolled back: their beginnings stay
 
 
+def test_windows_take_only_what_need_not_be_rolled_back(tiny_model: Writer, tmp_path: Path) -> None:
+    llm, cache = _load(tiny_model(arch="gemma3", n_layer=7), swa_full=False), PromptCache(tmp_path)
+    for n in (300, 700):
+        cache.keep(_read(llm, TEXT[:n]))
+    llm.forget()
+    assert cache.fetch(llm, list((TEXT[:650] + "B" * 100).encode()), 0) == 300
+    assert llm.n_tokens == 300
+    assert cache.fetch(llm, list((TEXT[:750]).encode()), 300) == 700
+
+
 def test_models_and_configurations_do_not_mix(tiny_model: Writer, tmp_path: Path) -> None:
     cache = PromptCache(tmp_path)
     cache.keep(_read(_load(tiny_model()), TEXT[:300]))

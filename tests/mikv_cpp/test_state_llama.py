@@ -67,7 +67,7 @@ def test_the_next_logits_are_those_that_would_have_been(tiny_model: Writer, tmp_
 def test_every_kind_of_model(tiny_model: Writer, tmp_path: Path, model: str) -> None:
     """Two caches where there are sliding windows; after 600 tokens theirs are full.
 
-    There llama.cpp puts the next token into another cell than it would have: sums are in another order, unless both were loaded.
+    There llama.cpp puts the next token into another cell than it would have, and sums are in another order: both are loaded.
     """
     path = tmp_path / "state"
     llm = _read(_load(tiny_model(**MODELS[model]), swa_full=False))
