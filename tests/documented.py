@@ -18,6 +18,8 @@ ELSEWHERE = {
     r"^python3 -m venv\b": "step main_job of .ci/run follows a setting up from nothing",
     r"^(\.venv/bin/)?pip install\b": "the tests' environment was made by it",
     r"^\.venv/bin/python -m mikv_cpp\.run\b": "step main_job of .ci/run",
+    r"^CMAKE_ARGS=": "for machines with a GPU, which none that runs tests is",
+    r"^python3 scripts/gpu_check\.py\b": "step gpu of .ci/run, without a GPU",
     r"^python3 scripts/test\.py\b": "step tests of .ci/run: this is in it",
     r"^(cmake -S docs/examples|cmake --build build/examples|build/examples/complete)\b": "tests/examples builds and runs them",
     r"\bllama-server\b": "step stock of .ci/run has the same words for llama-completion; the server itself is not built there",

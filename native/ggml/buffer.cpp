@@ -7,6 +7,7 @@
 
 #include "ggml-impl.h"
 #include "ggml/address.h"
+#include "ggml/gpu.h"
 #include "ggml/transfers.h"
 #include "store/error.h"
 #include "store/registry.h"
@@ -244,26 +245,12 @@ mikv_config KvBuffer::config_for(const mikv_shape & shape) const {
     return config;
 }
 
-// Where the device's kernels can work on it.
-void KvBuffer::move_to_gpu(Cache & cache) {
-    if (!device_.gpu.device) {
-        return;
-    }
-    std::string why = gpu_refusal(cache);
-    if (why.empty() && !GpuCache::move(device_.gpu, cache)) {
-        why = "the device has no room for it";
-    }
-    if (!why.empty()) {
-        GGML_LOG_WARN("mikv: %s: attention over this cache goes through the CPU: %s\n", device_.name.c_str(), why.c_str());
-    }
-}
-
 // One line for each cache, once its head sizes are certain.
 void KvBuffer::announce(Cache & cache) {
     if (!announced_.insert(cache.id()).second) {
         return;
     }
-    move_to_gpu(cache);
+    move_to_gpu(device_, cache);
     const mikv_stats  s = cache.stats();
     const mikv_config c = s.config;
     GGML_LOG_INFO("mikv: %s: %d layers x %d cells, K%d V%d, %.0f %% refined to %d bits by %s: %.2f MiB, %.1f %% of f16\n",

@@ -42,7 +42,6 @@ private:
     explicit KvBuffer(Device & device) : device_(device), requested_(device.config) {}
     bool make_caches(const std::vector<WantedTensor> & wanted);
     void announce(Cache & cache);
-    void move_to_gpu(Cache & cache);
     // What is asked of a cache with these head sizes.
     mikv_config config_for(const mikv_shape & shape) const;
 

@@ -79,4 +79,17 @@ GpuQueue open_gpu(ggml_backend_dev_t inner, bool emulated) {
     return queue;
 }
 
+void move_to_gpu(const Device & device, Cache & cache) {
+    if (!device.gpu.device) {
+        return;
+    }
+    std::string why = gpu_refusal(cache);
+    if (why.empty() && !GpuCache::move(device.gpu, cache)) {
+        why = "the device has no room for it";
+    }
+    if (!why.empty()) {
+        GGML_LOG_WARN("mikv: %s: attention over this cache goes through the CPU: %s\n", device.name.c_str(), why.c_str());
+    }
+}
+
 } // namespace mikv

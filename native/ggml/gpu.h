@@ -1,8 +1,8 @@
 // Which GPU a MIKV device's inner device is, and whether its kernels can be trusted.
 #pragma once
 
-#include "backend/gpu/device.h"
-#include "ggml-backend-impl.h"
+#include "ggml/device.h"
+#include "store/gpu_cache.h"
 
 namespace mikv {
 
@@ -10,5 +10,8 @@ namespace mikv {
 // emulated: the emulator of GPU execution, over the CPU.
 GpuQueue open_gpu(ggml_backend_dev_t inner, bool emulated);
 bool     has_emulator(); // this build has it
+
+// Takes a cache to the device, if there are kernels there that can work on it; else it stays, and the log says why.
+void move_to_gpu(const Device & device, Cache & cache);
 
 } // namespace mikv

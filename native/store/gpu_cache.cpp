@@ -25,8 +25,8 @@ std::string gpu_refusal(const Cache & cache) {
     if (cache.pooled() || c.refined_bits == exact_bits) {
         return "it keeps fewer rows than cells, or refines rows to f16";
     }
-    if (c.balance) {
-        return "its keys are balanced";
+    if (c.balance || c.lead_share > 0.0f) {
+        return "its keys are balanced, or some of their channels have bits of their own";
     }
     if (!gpu_policy(cache.policy(), &unused)) {
         return std::string("its policy, ") + c.policy + ", runs on the CPU only";

@@ -25,6 +25,7 @@ mikv_status mikv_state_write(uint64_t id, const int64_t * cells, int64_t n, uint
     if (!cache) {
         return no_cache(id);
     }
+    cache->bring_home(all_layers, false);
     std::vector<uint8_t> bytes;
     if (mikv_status status = write_state(*cache, listed(cells, n), &bytes)) {
         return status;
@@ -71,6 +72,8 @@ mikv_status mikv_state_swap(uint64_t id, uint64_t twin) {
         return fail(MIKV_ERROR_ARGUMENT, "caches %llu and %llu are not of one layout: swap one with what was read for it",
                     (unsigned long long)id, (unsigned long long)twin);
     }
+    cache->bring_home(all_layers, true);
+    other->bring_home(all_layers, true);
     cache->swap_contents(*other);
     return succeed();
 }

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from llama_contexts import Context, quiet
 
+from mikv_cpp import Llama
 from mikv_cpp.cache import KVCache
 from mikv_cpp.config import KVConfig
 from mikv_cpp.errors import ConfigError
@@ -196,6 +197,26 @@ def test_a_state_is_saved_and_loaded(tiny_model):
     assert homes(gpu) == {HOME}
     gpu.close()
     other.close()
+
+
+def test_a_saved_conversation_goes_on_there(tiny_model, tmp_path):
+    """Packed bytes from a GPU to the CPU, and back: rows have the bits and the scores that they had."""
+    path, state = tiny_model(**MODELS["llama"]), tmp_path / "state"
+    seen = []
+    for device in (DEVICE, "CPU", DEVICE):
+        os.environ["MIKV_DEVICE"] = device
+        llm = Llama(path, kv=MIXED, n_ctx=512, n_batch=FEW, n_ubatch=FEW, n_threads=1, verbose=False)
+        if state.exists():
+            llm.load_kv(state)
+        else:
+            llm.eval(PROMPT[:100])
+        llm.save_kv(state)
+        seen.append([(llm.kv.precision_map(layer).tolist(), llm.kv.scores(layer).tolist()) for layer in range(2)])
+        llm.eval(PROMPT[100:])  # the device takes what was loaded
+        assert llm.kv.stats().tokens == len(PROMPT)
+        assert {native_library().home(cache) for cache in llm.kv.ids} == {HOME if device == DEVICE else "CPU"}
+        llm.close()
+    assert seen[0] == seen[1] == seen[2]
 
 
 def test_shifts_copies_and_removals(tiny_model):

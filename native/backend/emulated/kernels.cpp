@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <vector>
 
 #include "backend/emulated/device.h"
 #include "backend/emulated/emulator.h"
@@ -22,15 +23,21 @@ const EmulatedKernel kernels[] = {
 
 constexpr int fault = 1;
 
-EmulatorReport * opened_queue() {
+// Queues of open() do their work when somebody waits for it, not before: a host that forgets to wait finds nothing done.
+struct Deferred {
+    GpuLaunch            launch;
+    std::vector<uint8_t> arguments;
+};
+std::map<void *, std::vector<Deferred>> opened;
+
+void * open(const char *) {
     EmulatorReport * report = new EmulatorReport;
     report->watch           = false;
+    opened[report];
     return report;
 }
 
-void * open(const char *) { return opened_queue(); }
-void   close(void * queue) { delete static_cast<EmulatorReport *>(queue); }
-int    n_processors(void *) { return 2; }
+int n_processors(void *) { return 2; }
 
 void describe(void *, char * text, size_t size_bytes) { std::snprintf(text, size_bytes, "emulator of GPU execution"); }
 
@@ -40,19 +47,45 @@ bool left_out(GpuKernel kernel) {
     return name && std::strcmp(name, gpu_kernel(kernel).name) == 0;
 }
 
-int launch(void * queue, const GpuLaunch & launch) {
+int run(void * queue, const GpuLaunch & launch) {
     EmulatorReport & report = *static_cast<EmulatorReport *>(queue);
+    return emulate(kernels[int(launch.kernel)], launch.blocks, launch.arguments, report) ? gpu_ok : fault;
+}
+
+int launch(void * queue, const GpuLaunch & launch) {
     if (left_out(launch.kernel)) {
         return gpu_ok;
     }
-    return emulate(kernels[int(launch.kernel)], launch.blocks, launch.arguments, report) ? gpu_ok : fault;
+    const auto later = opened.find(queue);
+    if (later == opened.end()) {
+        return run(queue, launch);
+    }
+    const uint8_t * arguments = static_cast<const uint8_t *>(launch.arguments);
+    later->second.push_back({launch, {arguments, arguments + gpu_kernel(launch.kernel).argument_bytes}});
+    return gpu_ok;
+}
+
+int finish(void * queue) {
+    const auto later = opened.find(queue);
+    int        error = gpu_ok;
+    if (later != opened.end()) {
+        for (Deferred & work : later->second) {
+            work.launch.arguments = work.arguments.data();
+            error                 = error ? error : run(queue, work.launch);
+        }
+        later->second.clear();
+    }
+    return error;
+}
+
+void close(void * queue) {
+    opened.erase(queue);
+    delete static_cast<EmulatorReport *>(queue);
 }
 
 const char * explain(int error) {
     return error == gpu_ok ? "no error" : "a kernel did what it may not: the emulator's report says what";
 }
-
-int finish(void *) { return gpu_ok; }
 
 std::map<void *, size_t> allocated;
 
@@ -66,15 +99,17 @@ void * allocate(void *, size_t size_bytes) {
     return memory;
 }
 
-void release(void *, void * memory) {
+void release(void * queue, void * memory) {
+    finish(queue);
     emulator_watch().forget(memory, allocated[memory] + 1);
     allocated.erase(memory);
     std::free(memory);
 }
 
-int copy(void *, void * to, const void * from, size_t size_bytes) {
+int copy(void * queue, void * to, const void * from, size_t size_bytes) {
+    const int error = finish(queue);
     std::memcpy(to, from, size_bytes);
-    return gpu_ok;
+    return error;
 }
 
 } // namespace
