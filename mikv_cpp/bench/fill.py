@@ -41,11 +41,11 @@ def repeat_state(state: Bytes, n_tokens: int) -> Bytes:
     refused = MikvError("this model's cache cannot be repeated, for its state has another form: use --fill prefill")
     if len(state) < _HEAD.size:
         raise refused
-    magic, sequence, n_stream, n_cells = _HEAD.unpack_from(state)
+    magic, sequence, n_stream, n_cells = _HEAD.unpack_from(state.data)
     at = _HEAD.size + n_cells * _CELL.itemsize
     if n_stream != 1 or n_cells == 0 or len(state) < at + _LAYERS.size:
         raise refused
-    transposed, n_layer = _LAYERS.unpack_from(state, at)
+    transposed, n_layer = _LAYERS.unpack_from(state.data, at)
     cells = np.zeros(n_tokens, _CELL)
     cells["position"], cells["n_sequences"], cells["sequence"] = np.arange(n_tokens), 1, sequence
     parts = [_HEAD.pack(magic, sequence, 1, n_tokens), cells.tobytes(), _LAYERS.pack(transposed, n_layer)]
@@ -53,7 +53,7 @@ def repeat_state(state: Bytes, n_tokens: int) -> Bytes:
     for _ in range(2 * n_layer):
         if transposed or len(state) < at + _ROWS.size:
             raise refused
-        row_bytes = _ROWS.unpack_from(state, at)[1]
+        row_bytes = _ROWS.unpack_from(state.data, at)[1]
         rows = state[at + _ROWS.size : at + _ROWS.size + n_cells * row_bytes]
         if len(rows) != n_cells * row_bytes:
             raise refused
