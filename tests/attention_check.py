@@ -52,7 +52,7 @@ def balancer(cache, layer: int, step: Step, i: int) -> Optional[list[transform.S
 def in_cache_space(
     config, step: Step, i: int, rows: Visible, b: Optional[list[transform.Settled]], kernel: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Output and bound, as attention_bound in the cache's space says, back in the model's (bounds.py, point 6)."""
+    """Output and bound, as attention_bound in the cache's space says, back in the model's (bounds.py, point 7)."""
     dim_k, dim_v = rows.k.shape[-1], rows.v.shape[-1]
     if b is None and not config.rotate and dim_k % 32 == 0 and dim_v % 32 == 0:
         return attention_bound(step, i, rows, kernel)

@@ -20,7 +20,10 @@ not the step's own) with an error vector err, |err_d| at most half a step h_d, t
    block's rows too, so y is off by at most 2 B_d (B_d: the rows' largest distance from their average; twice, because the
    middle moves as well), the same for all packed cells of a block: 2 sum_d h_d B_d |sum p_i (v_i - o)|, for each block.
    Where a block's rows were replaced since it got its mean, that mean may lie further off, by `drift`: it adds to B_d.
-6. A cache whose space is not the model's (mikv_cpp.reference.transform) is held to all this in its own space, where H and
+6. A decoded token's weights of packed rows, times the rows' range, are rounded to 15 bits of the largest in a tile of 64
+   cells, by the sets that multiply words: half a unit r = max p * max range / 32767 each, times a code of at most 1. By
+   Hoeffding's inequality the sum over n cells is below 3 sqrt(n) r, but for one time in 3e7. range <= 4 max|v|, as in `parts`.
+7. A cache whose space is not the model's (mikv_cpp.reference.transform) is held to all this in its own space, where H and
    the balancer, in float32, have moved queries, keys (on their way in, and out and in again for this check) and values by at
    most (log2 D + 3) u of their norms each: log2 D sums and two products; a basis adds D sums. In the model's space an
    output's error is at most |H| times that.
@@ -40,6 +43,11 @@ U = 2.0**-24
 
 #: Kernel sets that round queries to eight bits.
 ROUNDS_QUERIES = frozenset({"avx2", "avx512", "neon"})
+
+#: Kernel sets that round weights to 15 bits, for at most so many query rows of a KV head.
+ROUNDS_WEIGHTS = frozenset({"avx2", "avx512"})
+FEW_ROWS = 24
+TILE_CELLS = 64
 
 BLOCK_CELLS = 128
 
@@ -80,6 +88,8 @@ def attention_bound(step: Step, i: int, rows: Visible, kernel: str) -> tuple[np.
     bound = bound + 3 * rows.passes * U * np.linalg.norm(size, axis=-1).max(initial=0)
     if kernel in ROUNDS_QUERIES:
         bound = bound + _query_rounding(step, q, rows, p, out)
+    if kernel in ROUNDS_WEIGHTS and q.shape[0] * q.shape[1] // rows.k.shape[1] <= FEW_ROWS:
+        bound = bound + _weight_rounding(p, size.max(initial=0))[..., None]
     return out, np.where(np.isfinite(scores).any(axis=-1)[..., None], bound, 0.0)
 
 
@@ -93,7 +103,7 @@ def _logit_error(step: Step, q: np.ndarray, mask: np.ndarray, scores: np.ndarray
 
 
 def _turning_error(step: Step, q: np.ndarray, rows: Visible) -> np.ndarray:
-    """Point 6: of a logit, float64 [n, n_head]."""
+    """Point 7: of a logit, float64 [n, n_head]."""
     reach = np.linalg.norm(np.nan_to_num(rows.k.astype(np.float64)), axis=-1).max(initial=0)
     return 4 * rows.passes * U * step.scale * reach * np.linalg.norm(q, axis=-1)
 
@@ -119,6 +129,14 @@ def _query_rounding(step: Step, q: np.ndarray, rows: Visible, p: np.ndarray, out
                     swing = np.expm1(6 * np.sqrt(((np.abs(y) + 2 * rows.drift) ** 2) @ (half[t, head] ** 2))) ** 2
                     bound[t, head] += swing @ np.abs(pull)
                 bound[t, head] += half[t, head] @ np.abs(first_order)
+    return bound
+
+
+def _weight_rounding(p: np.ndarray, largest: float) -> np.ndarray:
+    """Point 6, float64 [n, n_head], for probabilities [n, n_head, n_kv] of values up to `largest`."""
+    tiles = [p[..., first : first + TILE_CELLS].max(axis=-1) for first in range(0, p.shape[-1], TILE_CELLS)]
+    units = np.array(tiles) * 4 * largest / 32767
+    bound: np.ndarray = 3 * np.sqrt(TILE_CELLS * (units**2).sum(axis=0))
     return bound
 
 

@@ -41,9 +41,14 @@ size_t part_bytes(const HeadView & head, PartOf of) {
 }
 
 bool is_row_format(const RowFormat & row) {
+    const auto is_base     = [](int bits) { return bits >= 2 && bits <= 4; };
+    const auto is_refined  = [](int bits) { return bits >= 2 && bits <= 8 && bits != 7; };
+    const bool nothing     = row.bits == 0 && row.n_lead > 0; // but for the leading groups
+    const bool leads       = row.n_lead == 0 ? row.lead_bits == 0 : is_base(row.lead_bits);
+    const bool has_refined = is_refined(row.refined_bits) || (nothing && row.refined_bits == 0);
     return (row.group == 32 || row.group == 64) && row.dim >= row.group && row.dim <= 65536 && row.dim % row.group == 0 &&
-           row.bits >= 2 && row.bits <= 4 && row.refined_bits >= row.bits && row.refined_bits <= 8 && row.refined_bits != 7 &&
-           (row.end_points == 0 || row.end_points == 1);
+           (nothing || is_base(row.bits)) && has_refined && row.refined_bits >= row.bits && leads && row.n_lead >= 0 &&
+           row.n_lead <= row.dim / row.group && (row.end_points == 0 || row.end_points == 1);
 }
 
 } // namespace mikv

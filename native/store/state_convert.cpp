@@ -71,6 +71,8 @@ public:
         k_from_.rotated  = from.rotated;
         v_from_.rotated  = from.rotated;
         k_from_.balancer = saved.state.balanced ? saved.balancer.data() : nullptr;
+        k_from_.balance  = from.balance;
+        k_from_.lead     = saved.shape.k.lead_dim();
     }
 
     void key(uint32_t row, float * out) {
@@ -100,7 +102,7 @@ private:
         }
     }
     void move(const Transform & from, const Transform & to, float * out) {
-        if (from.rotated == to.rotated && !from.balancer && !to.balancer) {
+        if (from.rotated == to.rotated && from.lead == to.lead && !from.balancer && !to.balancer) {
             std::copy_n(held_.data(), to.row, out);
             return;
         }

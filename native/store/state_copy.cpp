@@ -139,7 +139,7 @@ bool can_copy(const SavedHead & saved, const Restored & from, const Cache & cach
     const mikv_config & config = cache.config();
     if (!same_format(a.k, b.k) || !same_format(a.v, b.v) || a.exact_slots != b.exact_slots || a.pooled != b.pooled ||
         a.whole() != b.whole() || from.rotated != (config.rotate != 0) || from.centred != (config.center_keys != 0) ||
-        (saved.state.balanced && !to.balancer)) {
+        (saved.state.balanced && from.balance != Balance(config.balance))) {
         return false;
     }
     const bool fits = (!a.pooled || saved.rows.empty() || saved.rows.back() < uint32_t(b.n_cells)) &&

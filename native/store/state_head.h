@@ -40,6 +40,7 @@ struct Restored {
     const SavedStream &           stream;
     const std::vector<uint32_t> & cells;                         // where each of the stream's cells goes, ascending
     bool                          rotated, centred, same_policy; // as saved; same_policy: scores mean the same there and here
+    Balance                       balance;                       // as saved
 };
 
 constexpr uint32_t dropped = free_slot; // of no use to the cache that reads

@@ -17,6 +17,7 @@ constexpr int32_t most = 1 << 28; // cells, slots: more is no cache's
 struct Saved {
     mikv_shape               shape{};
     bool                     rotated = false, centred = false;
+    Balance                  balance                       = Balance::off;
     char                     policy[MIKV_POLICY_NAME_SIZE] = {0};
     std::vector<SavedStream> streams;
 };
@@ -45,6 +46,26 @@ bool take_all(const std::vector<uint32_t> & values, std::vector<bool> & taken) {
         taken[value] = true;
     }
     return true;
+}
+
+// A balancer that may be applied: channels each once, factors that can be divided by, or a basis of numbers.
+bool is_balancer(Balance balance, const std::vector<uint16_t> & values, int dim) {
+    if (values.size() != size_t(balancer_size(balance, dim))) {
+        return false;
+    }
+    if (is_order(balance)) {
+        std::vector<bool> taken(size_t(dim), false);
+        return take_all(std::vector<uint32_t>(values.begin(), values.end()), taken);
+    }
+    if (balance == Balance::basis) {
+        std::vector<float> axes(values.size() / 2);
+        std::memcpy(axes.data(), values.data(), axes.size() * sizeof(float));
+        return is_finite(axes);
+    }
+    return std::all_of(values.begin(), values.end(), [](uint16_t half) {
+        const float factor = half_to_float(half);
+        return std::isfinite(factor) && factor > 0.0f;
+    });
 }
 
 bool is_sane(const HeadShape & s) {
@@ -95,8 +116,13 @@ mikv_status read_header(StateReader & in, const Cache & cache, Saved * saved) {
                     s.n_layer, s.n_head_kv, s.head_dim_k, s.head_dim_v, s.n_stream, c.n_layer, c.n_head_kv, c.head_dim_k,
                     c.head_dim_v, c.n_stream);
     }
-    saved->rotated       = in.number<int32_t>() != 0;
-    saved->centred       = in.number<int32_t>() != 0;
+    saved->rotated        = in.number<int32_t>() != 0;
+    saved->centred        = in.number<int32_t>() != 0;
+    const int32_t balance = in.number<int32_t>();
+    if (in.good() && (balance < 0 || balance > int32_t(Balance::alike))) {
+        return damaged("its header");
+    }
+    saved->balance       = Balance(balance);
     const uint8_t * name = in.bytes(sizeof(saved->policy));
     if (!name) {
         return damaged("its header ends early");
@@ -116,7 +142,7 @@ mikv_status read_header(StateReader & in, const Cache & cache, Saved * saved) {
     return MIKV_OK;
 }
 
-bool read_numbers(StateReader & in, const Head & like, const mikv_shape & cache, SavedHead * s) {
+bool read_numbers(StateReader & in, const Saved & saved, const Head & like, SavedHead * s) {
     const uint8_t * shape = in.bytes(sizeof(HeadShape));
     if (!shape) {
         return false;
@@ -139,7 +165,7 @@ bool read_numbers(StateReader & in, const Head & like, const mikv_shape & cache,
     return in.good() && finite && is_sane(s->shape) && s->shape.k.dim == like.view.k.dim && s->shape.v.dim == like.view.v.dim &&
            s->state.mean_count >= 0 && s->state.n_queries >= 0 && s->mean_sum.size() == dim && is_finite(s->mean_sum) &&
            (s->query_sums.empty() || s->query_sums.size() == 2 * dim) && is_finite(s->query_sums) &&
-           s->balancer.size() == (s->state.balanced ? size_t(cache.head_dim_k) : 0);
+           (s->state.balanced ? is_balancer(saved.balance, s->balancer, saved.shape.head_dim_k) : s->balancer.empty());
 }
 
 // What write_owners wrote: those that are somebody's, whose, and their mass; false: an owner twice, or none of n.
@@ -222,7 +248,7 @@ mikv_status restore_head(StateReader & in, const Saved & saved, const std::vecto
                          int index, int stream, int number) {
     Head      to = twin.head(index, stream, number);
     SavedHead head;
-    if (!read_numbers(in, to, twin.shape(), &head) || !read_rows(in, saved.streams[size_t(stream)], &head) ||
+    if (!read_numbers(in, saved, to, &head) || !read_rows(in, saved.streams[size_t(stream)], &head) ||
         !read_places(in, &head)) {
         return damaged("a head's rows");
     }
@@ -230,8 +256,12 @@ mikv_status restore_head(StateReader & in, const Saved & saved, const std::vecto
         return fail(MIKV_ERROR_STATE,
                     "tokens were dropped from the state, and this cache keeps all: load it into one with rows below 1");
     }
-    const Restored from{saved.streams[size_t(stream)], cells[size_t(stream)], saved.rotated, saved.centred,
-                        std::strcmp(saved.policy, twin.config().policy) == 0};
+    const Restored from{saved.streams[size_t(stream)],
+                        cells[size_t(stream)],
+                        saved.rotated,
+                        saved.centred,
+                        std::strcmp(saved.policy, twin.config().policy) == 0,
+                        saved.balance};
     if (can_copy(head, from, twin, to)) {
         copy_head(head, from, to);
         return MIKV_OK;

@@ -128,7 +128,7 @@ void write_means(StateWriter & out, const Head & head) {
     write_elements(out, head.view, PartOf::block, blocks);
 }
 
-void write_head(StateWriter & out, const Head & head, int head_dim_k, const Chosen & stream) {
+void write_head(StateWriter & out, const Head & head, int balancer_dim, const Chosen & stream) {
     const HeadView &  h = head.view;
     const HeadState & s = head.state;
     out.bytes(&static_cast<const HeadShape &>(h), sizeof(HeadShape));
@@ -142,7 +142,7 @@ void write_head(StateWriter & out, const Head & head, int head_dim_k, const Chos
     out.number(uint8_t(s.balanced));
     out.numbers(std::vector<float>(head.mean_sum, head.mean_sum + h.k.dim));
     out.numbers(std::vector<float>(head.query_sums, head.query_sums + (head.query_sums ? 2 * h.k.dim : 0)));
-    out.numbers(std::vector<uint16_t>(head.balancer, head.balancer + (s.balanced ? head_dim_k : 0)));
+    out.numbers(std::vector<uint16_t>(head.balancer, head.balancer + (s.balanced ? balancer_dim : 0)));
     std::vector<uint32_t>       position;
     const std::vector<uint32_t> rows = write_rows(out, h, stream, position);
     write_refined(out, h, rows, position);
@@ -176,16 +176,18 @@ mikv_status write_state(Cache & cache, const CellList & cells, std::vector<uint8
     }
     to.number(int32_t(cache.config().rotate));
     to.number(int32_t(cache.config().center_keys));
+    to.number(int32_t(cache.config().balance));
     char policy[MIKV_POLICY_NAME_SIZE] = {0}; // what stands behind a name may be anything
     std::copy_n(cache.config().policy, std::strlen(cache.config().policy), policy);
     to.bytes(policy, sizeof(policy));
     for (int stream = 0; stream < shape.n_stream; stream++) {
         write_cells(to, cache.cells(stream), streams[size_t(stream)]);
     }
+    const int balancer_dim = balancer_size(Balance(cache.config().balance), shape.head_dim_k);
     for (int index = 0; index < shape.n_layer; index++) {
         for (int stream = 0; stream < shape.n_stream; stream++) {
             for (int h = 0; h < shape.n_head_kv; h++) {
-                write_head(to, cache.head(index, stream, h), shape.head_dim_k, streams[size_t(stream)]);
+                write_head(to, cache.head(index, stream, h), balancer_dim, streams[size_t(stream)]);
             }
         }
     }

@@ -42,7 +42,7 @@ def head() -> bytes:
     keys, values = rows()
     k, v = codec.encode(keys, 64, 3, 5), codec.encode(values, 64, 2, 5)
     packed = [2, 3, 4]  # sinks have no codes
-    out = struct.pack("<15i", 64, 64, 3, 5, 0, 64, 64, 2, 5, 0, N_CELLS, 2, 2, 0, 0)
+    out = struct.pack("<19i", 64, 64, 3, 5, 0, 0, 0, 64, 64, 2, 5, 0, 0, 0, N_CELLS, 2, 2, 0, 0)
     out += struct.pack("<q3d", 0, 0.0, 0.0, 0.0) + struct.pack("<iq", 0, 0) + struct.pack("<BB", 1, 0)
     out += a_list("f", [0.0] * 64) + a_list("f", []) + a_list("H", [])
     for part in (k, v):
@@ -60,8 +60,8 @@ def head() -> bytes:
 
 def cache() -> bytes:
     """The packed cache: one layer, one stream."""
-    out = struct.pack("<II", 1, 60) + struct.pack("<5i", 1, 1, 1, 64, 64) + struct.pack("<i", 0)
-    out += struct.pack("<ii", 0, 0) + b"recent".ljust(32, b"\0")
+    out = struct.pack("<II", 1, 76) + struct.pack("<5i", 1, 1, 1, 64, 64) + struct.pack("<i", 0)
+    out += struct.pack("<3i", 0, 0, 0) + b"recent".ljust(32, b"\0")
     out += struct.pack("<II", 5, 0) + a_list("I", [0, 1, 2, 3, 4])
     out += a_list("I", [1, 2, 3, 4, 5]) + a_list("I", [0] * 5) + a_list("B", [3, 3, 1, 1, 1])
     return out + head()
