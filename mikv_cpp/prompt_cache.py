@@ -104,7 +104,7 @@ class PromptCache:
         return [path.name for path in self.folder.iterdir()]
 
     def _candidates(self, key: str, wanted: NDArray[np.int32], whole: bool) -> list[tuple[int, Path]]:
-        """Common tokens and file of each state of this model and configuration; whole: of those that need not be rolled back."""
+        """Common tokens and file of each state of this model and configuration; whole: where nothing is rolled back."""
         found = []
         for name in self._names():
             if name.startswith(key) and name.endswith(_ENDING):
