@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from tiny_model import TinyModel, write_tiny_model
 
@@ -15,6 +16,10 @@ from mikv_cpp.errors import ModelError
 from mikv_cpp.models import default_model
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# how long an example takes says something of the machine's other work, too
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
