@@ -94,7 +94,7 @@ def _keep(page: Any, name: str, folder: Path) -> None:
 
 def test_a_conversation_and_its_cache(smollm: Path, open_page: Any, tmp_path: Path) -> None:
     """Everything that a visitor does, with a real model: a long answer makes tokens lose their refinement."""
-    with serving(smollm, Settings(), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=2, n_threads_batch=2) as served:
+    with serving(smollm, Settings(), n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=1, n_threads_batch=1) as served:
         page = open_page(served, color_scheme="light")
         page.get_by_text("Ask something").wait_for()
         _ask(page, STORY, 200)
