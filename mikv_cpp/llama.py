@@ -84,7 +84,8 @@ class Llama(Stateful, llama_cpp.Llama):
             with ErrorLog() as log:
                 self._load(model_path, log, kwargs)
         else:
-            plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx)
+            swa_full = kwargs.get("swa_full") is not False  # llama.cpp's own default: True
+            plan = plan_cache(native_library(), self.model_file, self.kv_config, n_ctx, swa_full)
             self._logical_type = plan.logical_type
             self._load_on_mikv(model_path, plan, _settle(kwargs, plan.logical_type))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -11,13 +12,16 @@ from mikv_cpp.config import KVConfig, parse_budget
 from mikv_cpp.errors import BudgetError, ConfigError
 from mikv_cpp.fragile import SHARE_STEPS, protected
 from mikv_cpp.memory import available_bytes
-from mikv_cpp.model_file import ModelFile
+from mikv_cpp.model_file import AttentionShape, ModelFile
 from mikv_cpp.native import Library, Shape, logical_type
 from mikv_cpp.spread import POOL_SPREADS, SPREADS
 
 _FEWEST_ROWS = 1e-6  # a share for which sinks and window alone are left
 _CELLS_PADDING = 256  # llama.cpp rounds a context up to this many cells
 _UBATCH = 512  # the micro-batch that is planned for
+
+#: Caches that are made together, and bytes that they take besides.
+_Made = tuple[list[Shape], int]
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,7 @@ def cache_shapes(model: ModelFile, n_ctx: int) -> list[Shape]:
     """The model's attention layers at full length, one Shape for each kind of layer; empty where they are not plain."""
     if not model.is_plain_attention:
         return []
-    return [
-        Shape(n, layer.n_head_kv, n_cells(n_ctx), 1, layer.head_dim_k, layer.head_dim_v)
-        for layer, n in model.attention_layers().items()
-    ]
+    return _shapes(model.attention_layers(), n_cells(n_ctx))
 
 
 def made_shapes(model: ModelFile, n_ctx: int, kinds: tuple[bool, ...] = (False, True)) -> list[Shape]:
@@ -63,22 +64,21 @@ def made_shapes(model: ModelFile, n_ctx: int, kinds: tuple[bool, ...] = (False, 
 
     kinds: of layers without the window (False), with it (True).
     """
-    n_window = min(n_cells(model.sliding_window + _UBATCH), n_cells(n_ctx))
-    return [
-        Shape(n, layer.n_head_kv, length, 1, layer.head_dim_k, layer.head_dim_v)
-        for windowed in kinds
-        for length in (n_window if windowed else n_cells(n_ctx),)
-        for layer, n in (model.attention_layers(windowed).items() if model.is_plain_attention else ())
-    ]
+    if not model.is_plain_attention:
+        return []
+    lengths = {False: n_cells(n_ctx), True: _window_cells(model, n_ctx)}
+    return [shape for windowed in kinds for shape in _shapes(model.attention_layers(windowed), lengths[windowed])]
 
 
 def plain_bytes(model: ModelFile, n_ctx: int) -> int:
     """Bytes of llama.cpp's f16 cache of a context, windowed layers as in made_shapes."""
-    return sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in made_shapes(model, n_ctx))
+    return _f16_bytes(made_shapes(model, n_ctx))
 
 
-def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int) -> Plan:
+def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int, swa_full: bool = True) -> Plan:
     """Work out the cache of a context of n_ctx tokens.
+
+    swa_full: as llama.cpp is told, whose own default it is: layers with a sliding window at full length.
 
     Raises:
         BudgetError: the budget is too small for sinks, window and base, or the cache is larger than the memory.
@@ -93,7 +93,7 @@ def plan_cache(library: Library, model: ModelFile, config: KVConfig, n_ctx: int)
     if not shapes:
         return Plan(replace(config, budget=None), None, 0, 0)
     if config.budget is not None:
-        config, budget_bytes = _spend(library, model, config, shapes, n_ctx)
+        config, budget_bytes = _spend(library, model, config, _made_together(library, model, config, n_ctx, swa_full), n_ctx)
     else:
         budget_bytes = 0
     config = spread_out(config, model.n_layer)
@@ -182,17 +182,23 @@ def _bytes(library: Library, config: KVConfig, shapes: list[Shape]) -> int:
     return sum(library.config_bytes(config, shape) for shape in shapes)
 
 
-def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape], n_ctx: int) -> tuple[KVConfig, int]:
+def _spend(library: Library, model: ModelFile, config: KVConfig, made: list[_Made], n_ctx: int) -> tuple[KVConfig, int]:
     """Turn the config's budget into bytes, or into a share where bytes cannot say it: (config, budget_bytes).
 
-    A model with sliding windows has two caches, and which layers are in which is only known to llama.cpp: there, a share of
-    the f16 cache is met by the share of refined tokens, layer for layer.
+    A model with sliding windows has two caches of one configuration: there, a share of the f16 cache is met by the share of
+    refined tokens, or of a pool's rows, over both.
     """
     assert config.budget is not None
     budget = parse_budget(config.budget)
     f16_bytes = model.f16_bytes(n_cells(n_ctx))
     wanted = budget.of(f16_bytes)
-    least = _bytes(library, spread_out(_of_share(config, 0.0), model.n_layer), shapes)
+
+    def taken(share: float) -> float:
+        """Of the f16 cache's bytes, with this share of what the budget decides."""
+        spread = spread_out(_of_share(replace(config, budget=None), share), model.n_layer)
+        return max((_bytes(library, spread, caches) + more) / _f16_bytes(caches) for caches, more in made) * f16_bytes
+
+    least = round(taken(0.0))
     if wanted < least:
         percent = math.ceil(1000 * least / f16_bytes) / 10
         raise BudgetError(
@@ -201,7 +207,8 @@ def _spend(library: Library, model: ModelFile, config: KVConfig, shapes: list[Sh
         )
     if budget.share is None or not model.sliding_window:
         return replace(config, budget=None), wanted
-    return replace(_of_share(config, _share_within(library, model, config, shapes)), budget=None), 0
+    share = largest(SHARE_STEPS, lambda steps: taken(steps / SHARE_STEPS) <= wanted) / SHARE_STEPS
+    return replace(_of_share(config, share), budget=None), 0
 
 
 def _of_share(config: KVConfig, share: float) -> KVConfig:
@@ -211,17 +218,36 @@ def _of_share(config: KVConfig, share: float) -> KVConfig:
     return replace(config, refined_share=share)
 
 
-def _share_within(library: Library, model: ModelFile, config: KVConfig, shapes: list[Shape]) -> float:
-    """The largest share (see _of_share), in steps of 1 / SHARE_STEPS, whose cache takes at most the budget's share of f16."""
-    assert config.budget is not None
-    f16_share = parse_budget(config.budget).share or 0.0
-    if config.spread == "uniform":
-        # One layer each: what layers share then weighs most, so that fewer layers than the file says stay within it too.
-        shapes = [replace(shape, n_layer=1) for shape in shapes]
-    f16_bytes = sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in shapes)
+def _made_together(library: Library, model: ModelFile, config: KVConfig, n_ctx: int, swa_full: bool) -> list[_Made]:
+    """What llama.cpp may make of a model's plain layers that a budget has to hold.
 
-    def fits(steps: int) -> bool:
-        trial = spread_out(replace(_of_share(config, steps / SHARE_STEPS), budget=None), model.n_layer)
-        return _bytes(library, trial, shapes) <= f16_share * f16_bytes
+    With a sliding window two caches, if the budget is a share. Where it is not known which layers are windowed, all but one of
+    them are or only one is: bytes are linear in between. A table by layer speaks of the whole model: all layers together, at
+    full length, and what they share twice.
+    """
+    whole, full = model.attention_layers(), n_cells(n_ctx)
+    together = _shapes(whole, full)
+    if not model.sliding_window or config.budget is None or parse_budget(config.budget).share is None:
+        return [(together, 0)]
+    if config.layers or config.spread != "uniform":
+        plain = replace(config, budget=None, layers="", spread="uniform")
+        one, two = (_bytes(library, plain, _shapes(Counter(dict.fromkeys(whole, n)), full)) for n in (1, 2))
+        return [(together, 2 * one - two)]
+    single = Counter(dict.fromkeys(whole, 1))
+    splits = [(single, whole - single), (whole - single, single)]  # without the window, with it
+    if model.windowed_layers is not None:
+        splits = [(model.attention_layers(windowed=False), model.attention_layers(windowed=True))]
+    length = full if swa_full else _window_cells(model, n_ctx)
+    return [(_shapes(rest, full) + _shapes(windowed, length), 0) for rest, windowed in splits]
 
-    return largest(SHARE_STEPS, fits) / SHARE_STEPS
+
+def _window_cells(model: ModelFile, n_ctx: int) -> int:
+    return min(n_cells(model.sliding_window + _UBATCH), n_cells(n_ctx))
+
+
+def _shapes(layers: Counter[AttentionShape], length: int) -> list[Shape]:
+    return [Shape(n, layer.n_head_kv, length, 1, layer.head_dim_k, layer.head_dim_v) for layer, n in layers.items()]
+
+
+def _f16_bytes(shapes: list[Shape]) -> int:
+    return sum(2 * s.n_layer * s.n_cells * s.n_head_kv * (s.head_dim_k + s.head_dim_v) for s in shapes)

@@ -77,7 +77,7 @@ def budget_sentence(library: Library, model: ModelFile, config: KVConfig, n_ctx:
     Raises:
         BudgetError: the budget is too small; the sentence names the smallest that works.
     """
-    plan = plan_cache(library, model, config, n_ctx)
+    plan = plan_cache(library, model, config, n_ctx, swa_full=False)
     size_bytes = budgeted_bytes(library, model, plan, n_ctx)
     size = _size(n_ctx, size_bytes, plain_bytes(model, n_ctx))
     tier = next((tier for tier in TIERS if KVConfig.preset(tier.preset) == replace(config, budget=None)), None)

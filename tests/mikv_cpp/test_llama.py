@@ -6,6 +6,8 @@ import gc
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +130,21 @@ def test_a_budget_is_kept(tiny_model: Writer) -> None:
         assert stats.bytes_total > 0.9 * min(share, 0.40) * stats.bytes_f16  # 0.40 is about what all tokens refined take
 
 
-def test_a_share_is_kept_with_sliding_windows_too(tiny_model: Writer) -> None:
-    llm = _load(tiny_model(arch="gemma3", n_layer=6, sliding_window=64), n_ctx=4096, swa_full=False, kv=KVConfig(budget="30%"))
+@pytest.mark.parametrize(
+    ("preset", "swa_full"),
+    [
+        *product(("mikv", "zipcache", "rdkv", "qpruning", "snapkv", "h2o"), (True, False)),
+        ("pyramidkv", True),  # a table by layer is planned at full length
+    ],
+)
+def test_a_share_is_spent_with_sliding_windows_too(tiny_model: Writer, preset: str, swa_full: bool) -> None:
+    """Of both caches together, and whether it decides on refined tokens or on a pool's rows."""
+    path = tiny_model(arch="gemma3", n_layer=13, sliding_window=64)
+    kv = replace(KVConfig.preset(preset), budget="33%")
+    llm = _load(path, n_ctx=2048, n_batch=512, n_ubatch=512, swa_full=swa_full, kv=kv)
+    llm.eval(list((TEXT * 2).encode())[:512])  # a full micro-batch, which the budget has set room aside for
     stats = llm.kv.stats()
-    assert 0 < stats.bytes_total <= 0.30 * stats.bytes_f16
+    assert 0.97 * 0.33 * stats.bytes_f16 < stats.bytes_total <= 0.33 * stats.bytes_f16
 
 
 def test_layers_have_their_own_bits(tiny_model: Writer) -> None:

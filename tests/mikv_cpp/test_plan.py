@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,23 @@ def test_with_sliding_windows_a_share_becomes_a_share_of_refined_tokens(tiny_mod
     assert made.budget_bytes == 0
     assert made.shape is not None
     assert made.config.refined_share == pytest.approx(0.6, abs=0.01)
-    for n_layer in (1, 6):
-        some = Shape(n_layer, 2, 1024, 1, 64, 64)
-        f16_bytes = 2 * n_layer * 2 * 1024 * 128
-        assert LIBRARY.config_bytes(made.config, some) <= 0.4 * f16_bytes
+    full, windowed = (LIBRARY.config_bytes(made.config, Shape(n_layer, 2, 1024, 1, 64, 64)) for n_layer in (1, 5))
+    assert full + windowed == pytest.approx(0.4 * model.f16_bytes(1024), rel=0.002)
+
+
+@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_windowed_layers_of_any_number_stay_within_a_share(tiny_model: Writer, is_known: bool, swa_full: bool) -> None:
+    model = read_model_file(tiny_model(arch="gemma3", n_layer=6))
+    if not is_known:
+        fields = {name.replace("gemma3.", "other."): value for name, value in model.fields.items()}
+        model = replace(model, fields={**fields, "general.architecture": "other"})
+    made = plan_cache(LIBRARY, model, KVConfig(budget="40%"), 4096, swa_full)
+    length = 4096 if swa_full else 768
+    for n_full in (1,) if is_known else range(1, 6):
+        caches = (Shape(n_full, 2, 4096, 1, 64, 64), Shape(6 - n_full, 2, length, 1, 64, 64))
+        f16_bytes = sum(2 * shape.n_layer * 2 * shape.n_cells * 128 for shape in caches)
+        assert 0.39 * f16_bytes < sum(LIBRARY.config_bytes(made.config, shape) for shape in caches) <= 0.4 * f16_bytes
 
 
 @pytest.mark.parametrize("budget", ["20%", "100KB", 5])
