@@ -22,7 +22,7 @@ ELSEWHERE = {
     r"^python3 scripts/gpu_check\.py\b": "step gpu of .ci/run, without a GPU",
     r"^python3 scripts/test\.py\b": "step tests of .ci/run: this is in it",
     r"^(cmake -S docs/examples|cmake --build build/examples|build/examples/complete)\b": "tests/examples builds and runs them",
-    r"\bllama-server\b": "step stock of .ci/run has the same words for llama-completion; the server itself is not built there",
+    r"\bllama-server\b": "tests/stock starts it with these options, in step stock of .ci/run",
 }
 
 #: What is put behind a command of the package, so that it takes a second: the last value of an option counts.

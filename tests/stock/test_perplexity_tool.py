@@ -6,30 +6,25 @@ Skipped unless MIKV_STOCK_BIN names the tool's folder; scripts/stock_binary.sh b
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from stock_tools import MARKS, N_CTX, N_THREADS, stock_command
 
 from mikv_cpp.eval.__main__ import main
 from mikv_cpp.eval.texts import read_text
 
-STOCK_BIN = os.environ.get("MIKV_STOCK_BIN")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not STOCK_BIN, reason="MIKV_STOCK_BIN is not set: MIKV_STOCK_BIN=$(scripts/stock_binary.sh)"),
-]
+pytestmark = MARKS
 
-N_CTX, N_CHUNKS, UBATCH, N_THREADS = 512, 2, 128, 2
+N_CHUNKS, UBATCH = 2, 128
 
 
 def perplexity(model: Path, text: Path, base: Path, *options: str) -> str:
     """What llama-perplexity prints."""
-    command = [str(Path(STOCK_BIN or "") / "llama-perplexity"), "-m", str(model), "-f", str(text), "-fa", "on"]
-    command += ["-c", str(N_CTX), "-b", str(N_CTX), "-ub", str(UBATCH), "--chunks", str(N_CHUNKS), "-t", str(N_THREADS)]
-    command += ["--kl-divergence-base", str(base), *options]
+    sizes = ["-c", str(N_CTX), "-b", str(N_CTX), "-ub", str(UBATCH), "--chunks", str(N_CHUNKS)]
+    command = stock_command("llama-perplexity", model, "-f", str(text), *sizes, "--kl-divergence-base", str(base), *options)
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stdout + result.stderr
