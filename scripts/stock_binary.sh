@@ -2,7 +2,7 @@
 # Build llama.cpp's own tools, unmodified, from the source that the pinned llama-cpp-python brings; print the folder they are in.
 # tests/stock runs the plug-in in them:
 #     MIKV_STOCK_BIN=$(scripts/stock_binary.sh) .venv/bin/pytest tests/stock
-# About 8 minutes on 2 cores the first time without llama-server, longer with it; kept in the user's cache folder (MIKV_CACHE_DIR).
+# About 10 minutes on 2 cores the first time; kept in the user's cache folder (MIKV_CACHE_DIR).
 # Needs a C++ compiler, CMake and Ninja (or: pip install cmake ninja). Arguments are targets: llama-completion llama-perplexity llama-server unless given.
 set -euo pipefail
 cd "$(dirname "$0")/.."
