@@ -136,6 +136,26 @@ std::vector<uint32_t> free_list(const Head & head, Held what) {
     return order;
 }
 
+std::vector<uint32_t> free_order(const uint32_t * owner, int n, const std::vector<uint32_t> & first) {
+    std::vector<bool>     listed(static_cast<size_t>(n));
+    std::vector<uint32_t> order;
+    const auto            add = [&](uint32_t i) {
+        if (owner[i] == free_slot && !listed[i]) {
+            listed[i] = true;
+            order.push_back(i);
+        }
+    };
+    for (uint32_t i : first) {
+        if (i < listed.size()) {
+            add(i);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        add(uint32_t(i));
+    }
+    return order;
+}
+
 void set_free_list(Head & head, Held what, const std::vector<uint32_t> & order) {
     const bool rows = what == Held::rows;
     float *    mass = rows ? head.view.row_mass : head.view.slot_mass;
@@ -278,18 +298,6 @@ void Cache::reset_head(Head head) {
     std::fill(head.mean_sum, head.mean_sum + h.k.dim, 0.0f);
     std::fill(head.has_mean, head.has_mean + h.n_blocks(), uint8_t(0));
     std::fill_n(head.query_sums, head.query_sums ? 2 * h.k.dim : 0, 0.0f);
-}
-
-// The list of free slots anew, from who owns them.
-void Cache::list_free_slots(Head head) {
-    const HeadView & h    = head.view;
-    head.state.first_free = uint32_t(h.n_maps());
-    for (int slot = h.n_maps() - 1; slot >= 0; slot--) {
-        if (h.slot_cell[slot] == free_slot) {
-            set_next_free(h.slot_mass, uint32_t(slot), head.state.first_free);
-            head.state.first_free = uint32_t(slot);
-        }
-    }
 }
 
 void Cache::live(std::unique_ptr<Elsewhere> elsewhere) {

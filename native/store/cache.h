@@ -104,7 +104,6 @@ private:
     Cache() = default;
     bool allocate(); // what layout_ says; false: no memory
     void reset_head(Head head);
-    void list_free_slots(Head head);
     // Places of all rows of a pool, or of those of n cells.
     std::vector<int32_t> places(const Head & head, int first_cell, int n) const;
     // One head's part of a write: rows [n][row size] in the cache's space.
@@ -142,6 +141,8 @@ void free_row(Head & head, int row);
 // Slots, or rows of a pool, that nobody holds, in the order in which they will be taken.
 enum class Held { slots, rows };
 std::vector<uint32_t> free_list(const Head & head, Held what);
+// That list from who owns each of the n: those named first, then the others in order.
+std::vector<uint32_t> free_order(const uint32_t * owner, int n, const std::vector<uint32_t> & first = {});
 void set_free_list(Head & head, Held what, const std::vector<uint32_t> & order); // of those whose owner is free_slot
 
 } // namespace mikv

@@ -168,7 +168,11 @@ void GpuCache::take_layer(int layer) {
     note(queue_.device->read(queue_.queue, home.data(), rows_[size_t(layer)]->data(), home.size_bytes()));
     for (int stream = 0; stream < cache_.shape().n_stream; stream++) {
         for (int h = 0; h < cache_.shape().n_head_kv; h++) {
-            cache_.list_free_slots(cache_.head(layer, stream, h));
+            Head             head = cache_.head(layer, stream, h);
+            const HeadView & v    = head.view;
+            if (!v.whole()) {
+                set_free_list(head, Held::slots, free_order(v.slot_cell, v.n_slots));
+            }
         }
     }
 }

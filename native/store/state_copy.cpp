@@ -66,27 +66,6 @@ std::vector<uint32_t> slots_for(const SavedHead & saved, const Restored & from, 
     return slots;
 }
 
-// All that nobody owns: first those of the saved list, then the others in order.
-std::vector<uint32_t> free_order(const uint32_t * owner, int n, const std::vector<uint32_t> & first) {
-    std::vector<bool>     listed(static_cast<size_t>(n));
-    std::vector<uint32_t> order;
-    const auto            add = [&](uint32_t i) {
-        if (owner[i] == free_slot && !listed[i]) {
-            listed[i] = true;
-            order.push_back(i);
-        }
-    };
-    for (uint32_t i : first) {
-        if (i < listed.size()) {
-            add(i);
-        }
-    }
-    for (int i = 0; i < n; i++) {
-        add(uint32_t(i));
-    }
-    return order;
-}
-
 void copy_rows(const SavedHead & saved, const Restored & from, Head & to, const std::vector<uint32_t> & rows) {
     const HeadView & h = to.view;
     spread_elements(saved.shape, saved.row_bytes, PartOf::row, h, rows);
