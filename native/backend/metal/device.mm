@@ -40,7 +40,7 @@ id<MTLLibrary> compile(id<MTLDevice> device, const char * text) {
     MTLCompileOptions * options = [[MTLCompileOptions alloc] init];
     options.fastMathEnabled     = NO;
     NSError *      error        = nil;
-    id<MTLLibrary> library      = [device newLibraryWithSource:[NSString stringWithUTF8String:text] options:options error:&error];
+    id<MTLLibrary> library = [device newLibraryWithSource:[NSString stringWithUTF8String:text] options:options error:&error];
     if (!library) {
         std::fprintf(stderr, "mikv: Metal's compiler refuses the kernels: %s\n", error.localizedDescription.UTF8String);
     }
@@ -55,7 +55,7 @@ bool make_pipelines(Queue & q, id<MTLLibrary> exact, id<MTLLibrary> loose) {
         id<MTLFunction>      function = [exact newFunctionWithName:name];
         function                      = function ? function : [loose newFunctionWithName:name];
         NSError * error               = nil;
-        q.pipelines[i] = function ? [q.device newComputePipelineStateWithFunction:function error:&error] : nil;
+        q.pipelines[i]                = function ? [q.device newComputePipelineStateWithFunction:function error:&error] : nil;
         if (!q.pipelines[i] || q.pipelines[i].maxTotalThreadsPerThreadgroup < row.n_threads ||
             q.pipelines[i].threadExecutionWidth != 32) {
             return false;
@@ -149,6 +149,17 @@ id<MTLBuffer> find(Queue & q, uint64_t address, size_t size_bytes, size_t * offs
     return *offset + size_bytes <= at->second.length ? at->second : nil;
 }
 
+// Where the host finds device memory, with all work on it done; null, and why in *error: it is nobody's, or a kernel failed.
+char * host_side(void * queue, const void * device, size_t size_bytes, int * error) {
+    size_t offset        = 0;
+    *error               = finish(queue);
+    id<MTLBuffer> buffer = find(*of(queue), reinterpret_cast<uint64_t>(device), size_bytes, &offset);
+    if (*error == gpu_ok && !buffer) {
+        *error = no_memory;
+    }
+    return *error == gpu_ok ? static_cast<char *>(buffer.contents) + offset : nullptr;
+}
+
 void * allocate(void * queue, size_t size_bytes) {
     Queue &                               q = *of(queue);
     std::lock_guard<std::recursive_mutex> lock(q.guard);
@@ -169,29 +180,21 @@ void release(void * queue, void * memory) {
 }
 
 int write(void * queue, void * device, const void * host, size_t size_bytes) {
-    Queue &                               q = *of(queue);
-    std::lock_guard<std::recursive_mutex> lock(q.guard);
-    size_t                                offset = 0;
-    const int                             error  = finish(queue);
-    id<MTLBuffer>                         buffer = find(q, reinterpret_cast<uint64_t>(device), size_bytes, &offset);
-    if (error || !buffer) {
-        return error ? error : no_memory;
+    std::lock_guard<std::recursive_mutex> lock(of(queue)->guard);
+    int                                   error = gpu_ok;
+    if (char * to = host_side(queue, device, size_bytes, &error)) {
+        std::memcpy(to, host, size_bytes);
     }
-    std::memcpy(static_cast<char *>(buffer.contents) + offset, host, size_bytes);
-    return gpu_ok;
+    return error;
 }
 
 int read(void * queue, void * host, const void * device, size_t size_bytes) {
-    Queue &                               q = *of(queue);
-    std::lock_guard<std::recursive_mutex> lock(q.guard);
-    size_t                                offset = 0;
-    const int                             error  = finish(queue);
-    id<MTLBuffer>                         buffer = find(q, reinterpret_cast<uint64_t>(device), size_bytes, &offset);
-    if (error || !buffer) {
-        return error ? error : no_memory;
+    std::lock_guard<std::recursive_mutex> lock(of(queue)->guard);
+    int                                   error = gpu_ok;
+    if (const char * from = host_side(queue, device, size_bytes, &error)) {
+        std::memcpy(host, from, size_bytes);
     }
-    std::memcpy(host, static_cast<const char *>(buffer.contents) + offset, size_bytes);
-    return gpu_ok;
+    return error;
 }
 
 // A buffer of ours over the pages of the host program's.
