@@ -263,6 +263,9 @@ def _check_share(name: str, value: object, example: str) -> None:
 #: Tokens that are dropped or kept in full: what the methods of eviction have in common.
 _EVICTION = KVConfig(k_bits=2, v_bits=2, refined_bits=EXACT_BITS, refined_share=1.0, rows=0.25)
 
+#: Two bits, and the most recent tokens exact: what the methods that only quantize have in common.
+_RECENT_EXACT = KVConfig(k_bits=2, v_bits=2, refined_bits=EXACT_BITS, refined_share=0.05, policy="recent", sinks=0, window=0)
+
 #: One row for each preset. Bits per value are all in (head size 64, context 2048; longer contexts take up to 0.1 less).
 PRESETS: dict[str, KVConfig] = {
     # 3.7 bits: the default, best quality for its bytes
@@ -301,35 +304,11 @@ PRESETS: dict[str, KVConfig] = {
     "zipcache": KVConfig(k_bits=2, v_bits=2, refined_bits=4, refined_share=0.6, policy="probes", sinks=0, window=0),
     # 2 bits, the most recent tokens exact; 3-bit keys and 4-bit values in a fifth of the layers: every fifth, or those that
     # `python -m mikv_cpp.calibrate M --method kvmix` finds
-    "kvmix": KVConfig(
-        k_bits=2, v_bits=2, refined_bits=EXACT_BITS, refined_share=0.05, policy="recent", sinks=0, window=0, spread="kvmix"
-    ),
+    "kvmix": replace(_RECENT_EXACT, spread="kvmix"),
     # 2 bits, 4 for the quarter of each head's key channels that queries and keys make most of; the most recent tokens exact
-    "mixkvq": KVConfig(
-        k_bits=2,
-        v_bits=2,
-        refined_bits=EXACT_BITS,
-        refined_share=0.05,
-        policy="recent",
-        sinks=0,
-        window=0,
-        balance="salience",
-        lead_share=0.25,
-    ),
+    "mixkvq": replace(_RECENT_EXACT, balance="salience", lead_share=0.25),
     # 2 bits, keys as if each channel were quantized on its own, the last 128 tokens exact
-    "kivi": KVConfig(
-        k_bits=2,
-        v_bits=2,
-        refined_bits=EXACT_BITS,
-        refined_share=0.0,
-        policy="recent",
-        sinks=0,
-        window=128,
-        group=32,
-        rotate=False,
-        balance="alike",
-        protect=False,
-    ),
+    "kivi": replace(_RECENT_EXACT, refined_share=0.0, window=128, group=32, rotate=False, balance="alike", protect=False),
     # keys in principal axes of which the retained keep the first half, at 4 bits; the important ones all, at 5
     "mixeddim": KVConfig(
         k_bits=0, v_bits=2, refined_bits=5, refined_share=0.2, window=32, balance="basis", lead_share=0.5, protect=False
