@@ -62,6 +62,7 @@ int take_slot(Head & head, uint32_t row) {
     head.view.slot_mass[slot] = 0.0f;
     s.n_free--;
     s.n_refined++;
+    s.end_slot = std::max(s.end_slot, int32_t(slot) + 1);
     return int(slot);
 }
 
@@ -166,6 +167,12 @@ void set_free_list(Head & head, Held what, const std::vector<uint32_t> & order) 
     }
     (rows ? head.state.first_free_row : head.state.first_free) = next;
     (rows ? head.state.n_free_rows : head.state.n_free)        = int32_t(order.size());
+    if (!rows) {
+        head.state.end_slot = head.view.n_slots;
+        while (head.state.end_slot > 0 && head.view.slot_cell[head.state.end_slot - 1] == free_slot) {
+            head.state.end_slot--;
+        }
+    }
 }
 
 mikv_status Cache::create(const mikv_config & config, const mikv_shape & shape, std::vector<int> layers,
@@ -274,7 +281,7 @@ void Cache::index_cells(const Head & head, int first, int last, int32_t * place)
     for (int row = first; row < std::min(last, h.whole() ? h.n_cells : 0); row++) {
         place[row] = h.place_of_slot(row);
     }
-    for (int slot = 0; slot < h.n_maps(); slot++) {
+    for (int slot = 0; slot < head.state.end_slot; slot++) {
         if (h.slot_cell[slot] - uint32_t(first) < n) {
             place[h.slot_cell[slot]] = h.place_of_slot(slot);
         }

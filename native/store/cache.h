@@ -18,6 +18,7 @@ namespace mikv {
 struct HeadState {
     uint32_t first_free     = 0; // slots nobody holds: a list through slot_mass
     int32_t  n_free         = 0;
+    int32_t  end_slot       = 0; // one past the highest slot that anybody has held since the head was empty
     uint32_t first_free_row = 0; // rows of a pool that nobody has: a list through row_mass
     int32_t  n_free_rows    = 0;
     int32_t  n_refined      = 0;

@@ -54,7 +54,7 @@ void add_mass(Head & head, const Commit & c, Fold fold) {
         total -= c.rows[i] < c.n_mass ? c.mass[c.rows[i]] : 0.0f;
     }
     total *= c.mass_scale;
-    for (int slot = 0; slot < h.n_maps(); slot++) {
+    for (int slot = 0; slot < head.state.end_slot; slot++) {
         if (h.slot_cell[slot] < uint32_t(c.n_mass)) {
             const float mass  = c.mass[h.slot_cell[slot]] * c.mass_scale;
             h.slot_mass[slot] = folded(fold, h.slot_mass[slot], c.most ? c.most[h.slot_cell[slot]] : mass, c.n_queries);
@@ -89,7 +89,7 @@ int place_sinks(Head & head, const CellTable & table, const Commit & c) {
 void choose_slots(Cache & cache, Head & head, const Commit & c, const std::vector<float> & scores) {
     const HeadView &       h = head.view;
     std::vector<RankedRow> rows;
-    for (int slot = 0; slot < h.n_maps(); slot++) {
+    for (int slot = 0; slot < head.state.end_slot; slot++) {
         const uint32_t row = h.slot_cell[slot];
         if (row != free_slot) {
             h.slot_mass[slot] = score_now(cache, head, int(row), h.place_of_slot(slot), h.slot_mass[slot]);
