@@ -2,7 +2,7 @@
 
 The process loads the model and decodes with a short context once, so that the mapped weights are resident, and drops that
 context: this is the zero. Then it makes the context under test and fills it. What the resident set has grown by is what the
-context costs: cache, compute buffers and logits.
+context costs: cache, compute buffers and logits. How far it had grown at its largest says what was there only for a while.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from mikv_cpp.eval.texts import read_text
 from mikv_cpp.plan import in_mib
 
 STATUS = Path("/proc/self/status")
+FORGET_PEAK = Path("/proc/self/clear_refs")  # "5": the largest resident set counts from now on
 WARMING = 256  # tokens of the short context
 
 
 def resident_bytes() -> dict[str, Optional[int]]:
-    """This process's resident set: `rss`, and `anonymous`, the part that is not mapped files (None where only Linux tells).
+    """This process's resident set: `rss`; `anonymous`, the part that is not mapped files, and `peak`, the largest it has been
+    since forget_peak() (both None where only Linux tells).
 
     Elsewhere `rss` is the largest it has been. Raises MikvError on a system that tells neither.
     """
@@ -40,13 +42,23 @@ def resident_bytes() -> dict[str, Optional[int]]:
         fields = dict(
             line.split(":", 1) for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines() if ":" in line
         )
-        return {"rss": kib_field(fields, "VmRSS"), "anonymous": kib_field(fields, "RssAnon")}
+        names = {"rss": "VmRSS", "anonymous": "RssAnon", "peak": "VmHWM"}
+        return {name: kib_field(fields, field) for name, field in names.items()}
     try:
         import resource  # noqa: PLC0415 -- not there on Windows
     except ImportError as error:
         raise MikvError("this system does not tell a process's resident memory: measure on Linux or macOS") from error
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "anonymous": None}
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "anonymous": None, "peak": None}
+
+
+def forget_peak() -> bool:
+    """Have the largest resident set count from now on; False where that cannot be."""
+    try:
+        FORGET_PEAK.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def kib_field(fields: dict[str, str], name: str) -> Optional[int]:
@@ -82,6 +94,7 @@ def measure_here(job: dict[str, Any]) -> dict[str, Any]:
         warming.close()
         return_freed_memory()
         loaded = resident_bytes()
+        peak_known = forget_peak()
         engine = models.open(spec, n_ctx=job["n_ctx"], ubatch=job["ubatch"])
         fill(engine, text, job["fill"])
         filled = resident_bytes()
@@ -93,6 +106,7 @@ def measure_here(job: dict[str, Any]) -> dict[str, Any]:
         "rss_filled": filled["rss"],
         "rss_delta": grown["rss"],
         "anonymous_delta": grown["anonymous"],
+        "peak_delta": difference(filled["peak"], loaded["rss"]) if peak_known else None,
         "kv": kv,
     }
 
@@ -152,11 +166,12 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as a table for people."""
-    lines = [f"{'cache':<24}{'RSS grown by':>14}{'of f16':>9}{'not mapped':>14}{'cache alone':>14}{'f16 alone':>14}"]
+    names = ("at its peak", "not mapped", "cache alone", "f16 alone")
+    lines = [f"{'cache':<24}{'RSS grown by':>14}{'of f16':>9}" + "".join(f"{name:>14}" for name in names)]
     for row in result["rows"]:
         ratio = "-" if row["ratio_to_f16"] is None else f"{row['ratio_to_f16']:.1%}"
         kv = row["kv"] or {}
-        sizes = [row["anonymous_delta"], kv.get("bytes_total"), kv.get("bytes_f16")]
+        sizes = [row["peak_delta"], row["anonymous_delta"], kv.get("bytes_total"), kv.get("bytes_f16")]
         columns = "".join(f"{'-' if size is None else in_mib(size):>14}" for size in sizes)
         lines.append(f"{row['cache']:<24}{in_mib(row['rss_delta']):>14}{ratio:>9}{columns}")
     return "\n".join(lines)

@@ -32,6 +32,21 @@ def test_resident_bytes_follow_an_allocation():
         assert after[name] - before[name] == pytest.approx(64 * MIB, abs=8 * MIB)
 
 
+@needs_current_rss
+def test_the_peak_is_of_what_was_there_since_it_was_forgotten():
+    if not memory.forget_peak():
+        pytest.skip("skipped: this kernel does not let a process forget its peak")
+    before = memory.resident_bytes()
+    with mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
+        for offset in range(0, len(block), mmap.PAGESIZE):
+            block[offset] = 1
+    after = memory.resident_bytes()
+    assert after["peak"] - before["rss"] == pytest.approx(64 * MIB, abs=8 * MIB)
+    assert after["rss"] - before["rss"] < 8 * MIB
+    assert memory.forget_peak()
+    assert memory.resident_bytes()["peak"] - before["rss"] < 8 * MIB
+
+
 def test_status_fields_are_kib():
     assert memory.kib_field({"VmRSS": "\t  1234 kB"}, "VmRSS") == 1234 * 1024
     assert memory.kib_field({}, "RssAnon") is None
