@@ -146,12 +146,13 @@ def plain_devices() -> list[int]:
 
 
 def gpu_free_bytes() -> Optional[int]:
-    """Memory that is free on the GPU that the MIKV device decorates; None where there is none and it decorates the CPU."""
-    if not plain_devices():
+    """Memory that is free on the GPU that the chosen MIKV device decorates; None where it decorates the CPU."""
+    inner = _devices()[native_library().inner(mikv_device())]
+    if _kind(inner) != _DEVICE_TYPE_GPU:
         return None
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     memory = ggml_function("ggml_backend_dev_memory", None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    memory(mikv_device(), ctypes.addressof(free), ctypes.addressof(total))
+    memory(inner, ctypes.addressof(free), ctypes.addressof(total))
     return int(free.value)
 
 

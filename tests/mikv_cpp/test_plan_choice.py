@@ -210,8 +210,9 @@ def test_automatic_chooses_by_free_memory(tiny_model: Writer, monkeypatch: pytes
 
 def test_memory_is_the_gpus_where_there_is_one(tiny_model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's device stands in for a GPU: ggml says that all of the machine's memory is free there."""
-    assert plugin.gpu_free_bytes() is None
     monkeypatch.setattr(plugin, "plain_devices", lambda: [1])
+    assert plugin.gpu_free_bytes() is None, "a GPU is there, but the CPU was chosen"
+    monkeypatch.setattr(plugin, "_kind", lambda _: plugin._DEVICE_TYPE_GPU)
     assert free_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     path = tiny_model()
     size = kv_bytes(native_library(), read_model_file(path), KVConfig.preset("mikv-safe"), 2048)
