@@ -10,7 +10,8 @@ from bounds import Visible, attention_bound
 from scenes import Scene
 
 from mikv_cpp.reference import codec, transform
-from mikv_cpp.reference.cache import Step, leading_groups
+from mikv_cpp.reference.cache import Step
+from mikv_cpp.reference.layout import leading_groups
 
 
 def check_step(cache, layer: int, step: Step, kernel: str, name: str = "", drift: float = 0.0) -> np.ndarray:

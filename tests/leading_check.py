@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from scenes import Scene, View
 
-from mikv_cpp.reference.cache import Config, ReferenceCache, Shape
+from mikv_cpp.reference.cache import ReferenceCache
+from mikv_cpp.reference.layout import Config, Shape
 
 SHAPE = Shape(n_head_kv=2, n_cells=120, head_dim_k=128, head_dim_v=64)
 #: Nothing that rounds in another way on either side: neither rotated nor centred.

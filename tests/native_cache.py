@@ -8,7 +8,8 @@ from typing import Optional
 import numpy as np
 from native_library import check, ffi, lib
 
-from mikv_cpp.reference.cache import Config, Shape, Step
+from mikv_cpp.reference.cache import Step
+from mikv_cpp.reference.layout import Config, Shape
 
 
 def native_config(config: Config, budget_bytes: int = 0, layers: str = ""):

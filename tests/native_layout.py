@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mikv_cpp.reference.cache import Config, Shape, is_pool, leading_groups, rows_for
+from mikv_cpp.reference.layout import Config, Shape, is_pool, leading_groups, rows_for
 
 
 def _padded(size_bytes: int) -> int:

@@ -11,7 +11,8 @@ from typing import Optional
 
 import numpy as np
 
-from mikv_cpp.reference.cache import Shape, Step
+from mikv_cpp.reference.cache import Step
+from mikv_cpp.reference.layout import Shape
 
 NEVER = np.float16(-np.inf)
 

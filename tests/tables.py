@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from scenes import View
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 BASE_BITS = (2, 3, 4)
 REFINED_BITS = (4, 5, 6, 8)

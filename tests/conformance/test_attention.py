@@ -10,7 +10,7 @@ from native_library import check, kernel_names, lib
 from scenes import NEVER, Scene, View
 from tables import Case, leading_cases, pool_cases, precision_cases, shape_cases, view_cases
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 CASES = precision_cases() + shape_cases() + view_cases() + pool_cases() + leading_cases()
 

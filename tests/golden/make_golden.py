@@ -16,7 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
 from mikv_cpp.reference import codec  # noqa: E402
-from mikv_cpp.reference.cache import Config, ReferenceCache, Shape, Step  # noqa: E402
+from mikv_cpp.reference.cache import ReferenceCache, Step  # noqa: E402
+from mikv_cpp.reference.layout import Config, Shape  # noqa: E402
 
 HASHES = HERE / "sha256.json"
 LEADING = [(0, 4, 1, 4), (0, 8, 1, 2), (2, 5, 2, 4), (2, 8, 1, 3), (3, 3, 3, 4)]  # bits, refined_bits, n_lead, lead_bits

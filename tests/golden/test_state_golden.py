@@ -12,7 +12,7 @@ from native_cache import NativeCache
 sys.path.append(str(Path(__file__).resolve().parent))
 from make_state import GOLDEN_STATE, HOLES, HOST, N_CELLS, cache, rows, state_file
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 from mikv_cpp.state import HostPart, State, read_state
 
 CONFIG = Config(3, 2, 5, sinks=2, refined_share=0.25, center_keys=False, policy="recent")

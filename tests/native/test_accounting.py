@@ -13,7 +13,7 @@ from native_layout import head_bytes, head_count, table_bytes
 from native_library import NativeError, lib
 from scenes import Scene
 
-from mikv_cpp.reference.cache import Config, Shape, exact_for, slots_for
+from mikv_cpp.reference.layout import Config, Shape, exact_for, slots_for
 
 PAPER = Config(2, 2, 8, group=64, sinks=4, window=64, refined_share=0.2)
 
@@ -112,7 +112,7 @@ FILL = """
 import os
 import numpy as np
 from native_cache import NativeCache
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 def resident():
     with open("/proc/self/statm") as statm:

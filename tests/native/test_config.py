@@ -8,7 +8,7 @@ import pytest
 from native_cache import NativeCache, native_config
 from native_library import NativeError, check, ffi, lib, text
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 BAD = (
     ("k_bits", 1), ("k_bits", 5), ("k_bits", 0), ("v_bits", 8), ("v_bits", -2),

@@ -26,7 +26,8 @@ from tier_check import (
 )
 
 from mikv_cpp.reference import codec, planes, policy, transform
-from mikv_cpp.reference.cache import FORGOTTEN_AFTER, Config, ReferenceCache, Shape
+from mikv_cpp.reference.cache import FORGOTTEN_AFTER, ReferenceCache
+from mikv_cpp.reference.layout import Config, Shape
 
 # --- codec --------------------------------------------------------------------------------------------------------------
 

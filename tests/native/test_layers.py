@@ -11,7 +11,7 @@ from native_layout import head_bytes
 from native_library import NativeError, check, ffi, lib
 from scenes import Scene, View
 
-from mikv_cpp.reference.cache import Config, Shape, exact_for
+from mikv_cpp.reference.layout import Config, Shape, exact_for
 
 SHAPE = Shape(n_layer=3, n_head_kv=2, n_cells=150, head_dim_k=64, head_dim_v=32)
 CONFIG = Config(k_bits=3, v_bits=2, refined_bits=5, sinks=2, window=8, refined_share=0.2)

@@ -16,7 +16,7 @@ from native_library import check, lib, text
 from scenes import Scene, View
 
 from mikv_cpp.reference import codec
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 SHAPE = Shape(n_layer=2, n_head_kv=2, n_cells=140, n_stream=2, head_dim_k=32, head_dim_v=32)
 WEIGHTS = {"append": 10, "overwrite": 4, "forget": 2, "copy": 1, "clear": 0.3, "write": 3, "rewrite": 2}

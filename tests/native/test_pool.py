@@ -13,7 +13,8 @@ from scenes import Scene, View
 from tables import POLICIES
 from tier_check import Diary, check_dead_rows_go_first, check_policy, check_rows, check_window
 
-from mikv_cpp.reference.cache import Config, ReferenceCache, Shape, rows_for
+from mikv_cpp.reference.cache import ReferenceCache
+from mikv_cpp.reference.layout import Config, Shape, rows_for
 
 SHAPE = Shape(n_layer=1, n_head_kv=2, n_cells=200, n_stream=2, head_dim_k=32, head_dim_v=64)
 POOL = Config(2, 2, 8, rows=0.25, refined_share=1.0, center_keys=False)  # of whole rows: all at 8 bits

@@ -11,7 +11,7 @@ from scenes import Scene, View
 from tier_check import attention_of
 
 from mikv_cpp.reference import policy
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 SHAPE = Shape(n_head_kv=2, n_cells=400, head_dim_k=32, head_dim_v=32)
 

@@ -11,7 +11,7 @@ from native_library import NativeError, check, lib
 from scenes import Scene, View
 from tables import POLICIES, pool_cases, precision_cases, shape_cases
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 CASES = precision_cases() + shape_cases() + pool_cases()
 SHAPE = Shape(n_layer=2, n_head_kv=2, n_cells=300, n_stream=2, head_dim_k=64, head_dim_v=32)

@@ -12,7 +12,7 @@ from scenes import Scene, View
 from tier_check import Diary, check_rows
 
 from mikv_cpp.reference import codec
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 SHAPE = Shape(n_layer=2, n_head_kv=2, n_cells=150, n_stream=3, head_dim_k=64, head_dim_v=32)
 CONFIG = Config(3, 2, 8, sinks=2, window=5, center_keys=False)

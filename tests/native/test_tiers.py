@@ -18,7 +18,7 @@ from tier_check import (
     check_window,
 )
 
-from mikv_cpp.reference.cache import Config, Shape
+from mikv_cpp.reference.layout import Config, Shape
 
 SHAPE = Shape(n_head_kv=2, n_cells=160, head_dim_k=32, head_dim_v=64)
 

@@ -14,7 +14,8 @@ from native_library import check, kernel_names, lib
 from scenes import Scene, View
 
 from mikv_cpp.reference import transform
-from mikv_cpp.reference.cache import Config, ReferenceCache, Shape
+from mikv_cpp.reference.cache import ReferenceCache
+from mikv_cpp.reference.layout import Config, Shape
 
 SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 256)
 BALANCES = ("off", "max", "rms", "salience", "range", "alike")
