@@ -18,6 +18,17 @@ int count_seen(const CellBatch & b, int token, int enough) {
     return n;
 }
 
+constexpr int run = 64; // cells that are looked at together: few of the runs hold something recent
+
+// Was one of the cells [first, last) stored at or after `oldest`?
+bool any_since(const uint32_t * born, int first, int last, uint32_t oldest) {
+    int n = 0;
+    for (int cell = first; cell < last; cell++) {
+        n += born[cell] >= oldest;
+    }
+    return n > 0;
+}
+
 } // namespace
 
 CellTable::CellTable(int n_cells) : born_(n_cells), seen_(n_cells), flags_(n_cells), staged_(n_cells, -1) {}
@@ -64,10 +75,14 @@ void CellTable::mark_seen(const CellBatch & batch) {
         std::fill_n(seen_.begin(), batch.n_kv, batch_);
         return;
     }
+    uint32_t *     seen = seen_.data();
+    const uint32_t now  = batch_; // copies: for all the compiler knows, what is not one is changed with the cells
+    const int      n_kv = batch.n_kv;
     for (int t = 0; t < batch.n_tokens; t++) {
         const uint16_t * mask = batch.mask + t * batch.mask_stride;
-        for (int cell = 0; cell < batch.n_kv; cell++) { // without a branch: the compiler makes vectors of it
-            seen_[cell] = mask[cell] != hidden ? batch_ : seen_[cell];
+        for (int cell = 0; cell < n_kv; cell++) { // without a branch: the compiler makes vectors of it
+            const uint32_t yes = 0u - uint32_t(mask[cell] != hidden);
+            seen[cell]         = (now & yes) | (seen[cell] & ~yes);
         }
     }
 }
@@ -102,9 +117,12 @@ uint32_t CellTable::oldest_recent(const CellBatch & batch, int token, int window
     } while (n < window && oldest > 1);
     if (n > window) {
         std::vector<uint32_t> births;
-        for (int cell = 0; cell < batch.n_kv; cell++) {
-            if (born_[cell] >= oldest && holds(cell) && sees(batch, token, cell)) {
-                births.push_back(born_[cell]);
+        for (int first = 0; first < batch.n_kv; first += run) {
+            const int last = std::min(first + run, batch.n_kv);
+            for (int cell = any_since(born_.data(), first, last, oldest) ? first : last; cell < last; cell++) {
+                if (born_[cell] >= oldest && holds(cell) && sees(batch, token, cell)) {
+                    births.push_back(born_[cell]);
+                }
             }
         }
         std::nth_element(births.begin(), births.begin() + window - 1, births.end(), std::greater<uint32_t>());
@@ -114,12 +132,23 @@ uint32_t CellTable::oldest_recent(const CellBatch & batch, int token, int window
 }
 
 void CellTable::mark_recent(const CellBatch & batch, int token, int window) {
-    const uint32_t oldest = window > 0 ? oldest_recent(batch, token, window) : 0;
-    uint8_t *      flags  = flags_.data();
-    for (int cell = 0; cell < batch.n_kv; cell++) {
-        const bool    recent = window > 0 && born_[cell] >= oldest;
-        const uint8_t marked = uint8_t((flags[cell] & ~cell_recent) | (recent ? cell_recent : 0));
-        flags[cell]          = (flags[cell] & cell_holds) && sees(batch, token, cell) ? marked : flags[cell];
+    const uint32_t   oldest = window > 0 ? oldest_recent(batch, token, window) : ~0u; // nothing is as young as that
+    const uint32_t * born   = born_.data();
+    uint8_t *        flags  = flags_.data();
+    for (int first = 0; first < batch.n_kv; first += run) {
+        const int last   = std::min(first + run, batch.n_kv);
+        uint8_t   marked = 0;
+        for (int cell = first; cell < last; cell++) {
+            marked |= flags[cell];
+        }
+        if (!(marked & cell_recent) && !any_since(born, first, last, oldest)) {
+            continue; // as in nearly all runs: nothing was recent, and nothing is
+        }
+        for (int cell = first; cell < last; cell++) {
+            if ((flags[cell] & cell_holds) && sees(batch, token, cell)) {
+                flags[cell] = uint8_t((flags[cell] & ~cell_recent) | (born[cell] >= oldest ? cell_recent : 0));
+            }
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 namespace mikv {
 
+constexpr int weighed_cells = 4 * tile_cells;
+
 template <class Isa> struct FewRows {
     Scorer<Isa>   scorer;
     ValueSum<Isa> values;
@@ -23,11 +25,15 @@ static void attend_few(const HeadView & head, const CellIndex & index, const Sta
     reserve(few);
     few.scorer.begin();
     few.scorer.score(first, last, weights, weight_stride, out.m);
-    for (int row = 0; row < rows.n_rows; row++) {
-        out.l[row] = weigh_sum<Isa>(weights + row * weight_stride + first, out.m[row], last - first);
-    }
+    memset(out.l, 0, size_t(rows.n_rows) * sizeof(float));
     memset(out.acc, 0, size_t(rows.n_rows) * head.v.dim * sizeof(float));
-    few.values.add(first, last);
+    for (int at = first, end; at < last; at = end) { // what is weighed is still in the nearest cache when its values are added
+        end = at + weighed_cells - at % weighed_cells < last ? at + weighed_cells - at % weighed_cells : last;
+        for (int row = 0; row < rows.n_rows; row++) {
+            out.l[row] += weigh_sum<Isa>(weights + row * weight_stride + at, out.m[row], end - at);
+        }
+        few.values.add(at, end);
+    }
 }
 
 } // namespace mikv
