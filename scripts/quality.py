@@ -2,9 +2,10 @@
 """Measure the caches on one model and some texts, and write docs/quality.md and docs/quality.svg, which hold nothing else.
 
     scripts/quality.py model.gguf --text a.txt --text b.txt -c 2048 --chunks 2
+    scripts/quality.py model.gguf --lines --kv f16,mikv --lengths 1280 --prompts 200 --questions 40
 
 Results are added to docs/quality.json, one entry for each model; --render only writes the page anew. Options that are not named
-here go to `python -m mikv_cpp.eval ladder`, which --keep FOLDER makes resumable. Needs the extra `plots`.
+here go to `python -m mikv_cpp.eval ladder`, or lines, which --keep FOLDER makes resumable. Needs the extra `plots`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ RESULTS, PAGE, PICTURE = DOCS / "quality.json", DOCS / "quality.md", DOCS / "qua
 PICTURED = "SmolLM2-135M-Instruct.Q4_1"
 CACHES = "q8_0,q5_0,q4_0,mikv-tight,mikv,mikv:random,mikv-safe,mikv-2bit,mikv-2bit:random,paper"
 
-#: What is compared with what: a cache, another one, and the largest ratio of their divergences that we aim at.
+#: What is compared with what: a cache, another one, the largest ratio of their divergences that we aim at, and on which models.
 AIMS = (
-    ("mikv", "q4_0", 0.33),
-    ("mikv", "q5_0", 1.1),
-    ("mikv-safe", "q5_0", 0.5),
-    ("mikv-safe", "q8_0", 2.0),
-    ("mikv-tight", "q4_0", 0.75),
-    ("mikv", "mikv:random", 0.8),
-    ("mikv-2bit", "mikv-2bit:random", 0.75),
+    ("mikv", "q4_0", 0.33, ""),
+    ("mikv", "q5_0", 1.1, ""),
+    ("mikv", "q8_0", 4.0, "qwen"),
+    ("mikv-safe", "q5_0", 0.5, ""),
+    ("mikv-safe", "q8_0", 2.0, ""),
+    ("mikv-tight", "q4_0", 0.75, ""),
+    ("mikv", "mikv:random", 0.8, ""),
+    ("mikv-2bit", "mikv-2bit:random", 0.75, ""),
 )
 
 HEAD = """# Quality, measured
@@ -42,13 +44,27 @@ llama.cpp's own f16 cache on the same tokens, in nats: mean, and in brackets the
 """
 
 
+def evaluate(kind: str, model: str, options: list[str]) -> dict[str, Any]:
+    """What a kind of `eval` prints as JSON."""
+    command = [sys.executable, "-m", "mikv_cpp.eval", kind, model, *options, "--json"]
+    result: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return result
+
+
+def measure_lines(model: str, options: list[str]) -> dict[str, Any]:
+    """A model's line retrieval, without the single answers, and how it was asked."""
+    result = evaluate("lines", model, options)
+    rows = [{name: value for name, value in row.items() if name != "answers"} for row in result["rows"]]
+    shown = " ".join([Path(model).name, "--lines", *hidden(options, "--keep")])
+    return {"command": f"scripts/quality.py {shown}", "rows": rows}
+
+
 def measure(model: str, texts: list[str], options: list[str]) -> dict[str, Any]:
-    """One model's entry: what `eval ladder` prints as JSON, and how it was asked."""
+    """What `eval ladder` finds of a model, and how it was asked."""
     asked = [part for text in texts for part in ("--text", text)]
     if not any(option.split("=")[0] in ("--kv", "--caches") for option in options):
         options = ["--kv", CACHES, *options]
-    command = [sys.executable, "-m", "mikv_cpp.eval", "ladder", model, *asked, *options, "--json"]
-    result: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    result = evaluate("ladder", model, [*asked, *options])
     named = [f"--text {Path(text).name}" for text in texts]
     shown = " ".join([Path(model).name, *named, *hidden(options, "--keep")])
     for text in result["texts"]:
@@ -70,7 +86,7 @@ def cell(row: dict[str, Any]) -> str:
 def ratios(text: dict[str, Any]) -> dict[tuple[str, str], tuple[float, float]]:
     """Of each aim: how often the other's divergence a cache has on this text, mean and 99.9 %."""
     rows = {row["cache"]: row for row in text["rows"]}
-    pairs = [(ours, theirs) for ours, theirs, _ in AIMS if ours in rows and theirs in rows]
+    pairs = [(ours, theirs) for ours, theirs, _, _ in AIMS if ours in rows and theirs in rows]
     return {(a, b): (rows[a]["mean_kl"] / rows[b]["mean_kl"], rows[a]["kl_999"] / rows[b]["kl_999"]) for a, b in pairs}
 
 
@@ -81,6 +97,8 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 def section(name: str, entry: dict[str, Any]) -> str:
     """A model's part of the page."""
+    if "texts" not in entry:
+        return f"## {name}\n{lines_section(entry)}"
     texts = entry["texts"]
     names = [Path(text["text"]).stem for text in texts]
     body = []
@@ -93,11 +111,37 @@ def section(name: str, entry: dict[str, Any]) -> str:
     found = [ratios(text) for text in texts]
     aims = [
         [f"`{a}` / `{b}`", f"{most:g}", *(f"{r[a, b][0]:.2f} ({r[a, b][1]:.2f})" for r in found)]
-        for a, b, most in AIMS
-        if all((a, b) in r for r in found)
+        for a, b, most, models in AIMS
+        if models in name and all((a, b) in r for r in found)
     ]
     compared = table(["ratio of divergences", "aim: at most", *names], aims)
-    return f"## {name}\n`{entry['command']}`\n\n{scores}\n\n{compared}\n"
+    return f"## {name}\n`{entry['command']}`\n\n{scores}\n\n{compared}\n{lines_section(entry)}"
+
+
+def lines_section(entry: dict[str, Any]) -> str:
+    """A model's line retrieval; "" where it was not measured."""
+    if "lines" not in entry:
+        return ""
+    rows = sorted(entry["lines"]["rows"], key=lambda row: (-row["length"], -row["right"], row["bits_per_value"]))
+    body = [
+        [
+            f"`{row['cache']}`",
+            f"{row['bits_per_value']:.2f}",
+            str(row["longest_prompt"]),
+            f"{row['right']} of {row['n_prompts']}",
+            "{:.1f} .. {:.1f} %".format(*(100 * share for share in wilson(row["right"], row["n_prompts"]))),
+        ]
+        for row in rows
+    ]
+    found = table(["cache", "bits", "tokens of a prompt, at most", "right answers", "95 %"], body)
+    return f"\nLine retrieval: `{entry['lines']['command']}`\n\n{found}\n"
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.959964
+    middle, spread = right + z * z / 2, z * (right * (n - right) / n + z * z / 4) ** 0.5
+    return (middle - spread) / (n + z * z), (middle + spread) / (n + z * z)
 
 
 def main() -> int:
@@ -105,13 +149,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--text", action="append", default=[], metavar="FILE")
+    parser.add_argument("--lines", action="store_true", help="measure line retrieval, not divergence")
     parser.add_argument("--render", action="store_true", help="only write the page anew")
     args, options = parser.parse_known_args()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if not args.render:
-        if not args.model or not args.text:
-            parser.error("name a model and at least one --text, or give --render")
-        results[Path(args.model).stem] = measure(args.model, args.text, options)
+        if not args.model or not (args.text or args.lines):
+            parser.error("name a model and at least one --text or --lines, or give --render")
+        name = Path(args.model).stem
+        if args.lines:
+            results.setdefault(name, {})["lines"] = measure_lines(args.model, options)
+        else:
+            results[name] = {**results.get(name, {}), **measure(args.model, args.text, options)}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if PICTURED in results:
         entry = results[PICTURED]
