@@ -62,9 +62,11 @@ MIKV_DEVICE_FN uint32_t counted(const SharedCount * count) { return *count; }
 
 } // namespace mikv
 
-// name_block(arguments, place, shared) as a kernel of so many threads a block.
+// name_block(arguments, place, shared) as a kernel of so many threads a block. 512 of them shall fit a multiprocessor, with 128 registers each;
+// 384, with 168, where the memory that they share lets no more in.
 #define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
-    extern "C" __global__ void __launch_bounds__(n_threads) mikv_##name(const __grid_constant__ mikv::Arguments arguments) {   \
+    extern "C" __global__ void __launch_bounds__(n_threads, sizeof(mikv::Shared) > 24 * 1024 ? 384 / n_threads : 512 / n_threads) \
+        mikv_##name(const __grid_constant__ mikv::Arguments arguments) {                                                       \
         __shared__ mikv::Shared shared;                                                                                        \
         mikv::name##_block(arguments, mikv::work_place(), &shared);                                                            \
     }

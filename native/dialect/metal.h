@@ -18,6 +18,7 @@
 namespace mikv {
 
 using namespace metal;
+using FourWords = uint4;
 
 struct WorkPlace {
     uint32_t x, y, z; // block

@@ -39,8 +39,8 @@ MIKV_DEVICE_FN void fetch_tile(const MIKV_GLOBAL uint8_t * rows, const MIKV_GLOB
             way.rows[i] = from[at];
         } else if (at * words_of_four < n_words) { // rows of 64 values: there are always two
             const MIKV_GLOBAL uint32_t * rest = (const MIKV_GLOBAL uint32_t *)(from + at);
-            way.rows[i].of[0]                 = rest[0];
-            way.rows[i].of[1]                 = rest[1];
+            const FourWords              two  = {rest[0], rest[1], 0u, 0u};
+            way.rows[i]                       = two;
         }
     }
     MIKV_UNROLL

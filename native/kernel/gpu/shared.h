@@ -49,10 +49,6 @@ struct TileList {
     uint8_t cell[attend_tile]; // in the tile
 };
 
-struct alignas(16) FourWords {
-    uint32_t of[4];
-};
-
 // Of attend_fast_4 and its like: for up to n_rows rows, a multiple of 4, and heads of up to dim values, a multiple of 64.
 template <int n_rows, int dim> struct FastShared {
     FourWords packed[attend_tile * dim / 32];                // keys of the tile, then values: rows of up to 4 bits a value
