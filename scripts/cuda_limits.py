@@ -21,8 +21,8 @@ TEXTS = {"exact.cu": ["-fmad=false"], "loose.cu": []}  # as cmake/cuda.cmake has
 ARCHITECTURES = (75, 80, 86, 89, 90, 120)
 SKIPPED = 77
 
-# attend: 128 threads a block, so that at 128 registers 4 blocks fit on a multiprocessor; the others are short. 3 blocks at 168 where
-# what they share does not let a fourth into the 100 KiB that consumer GPUs have
+# attend: 128 threads a block, so that at 128 registers 4 blocks fit on a multiprocessor; the others are short. 3 blocks at 168
+# where what they share does not let a fourth into the 100 KiB that consumer GPUs have
 MOST_REGISTERS, MOST_REGISTERS_OF_THREE = 128, 168
 FOUR_BLOCKS_SHARE = 24 * 1024
 MOST_SPILLED_BYTES = 64  # written and read back once a thread, in kernels that touch kilobytes

@@ -49,9 +49,10 @@ MIKV_DEVICE_FN void add_byte_products(uint32_t, int32_t * c, const uint32_t * a,
         }
     }
 #else
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif
 }
 
@@ -65,7 +66,8 @@ MIKV_DEVICE_FN uint32_t counted(const SharedCount * count) { return *count; }
 // name_block(arguments, place, shared) as a kernel of so many threads a block. 512 of them shall fit a multiprocessor, with 128 registers each;
 // 384, with 168, where the memory that they share lets no more in.
 #define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
-    extern "C" __global__ void __launch_bounds__(n_threads, sizeof(mikv::Shared) > 24 * 1024 ? 384 / n_threads : 512 / n_threads) \
+    extern "C" __global__ void __launch_bounds__(n_threads,                                                                    \
+                                                 sizeof(mikv::Shared) > 24 * 1024 ? 384 / n_threads : 512 / n_threads)         \
         mikv_##name(const __grid_constant__ mikv::Arguments arguments) {                                                       \
         __shared__ mikv::Shared shared;                                                                                        \
         mikv::name##_block(arguments, mikv::work_place(), &shared);                                                            \

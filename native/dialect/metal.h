@@ -62,7 +62,7 @@ MIKV_DEVICE_FN uint32_t counted(threadgroup SharedCount * count) { return atomic
 #define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
     kernel void mikv_##name(constant mikv::Arguments & arguments [[buffer(0)]], uint3 block [[threadgroup_position_in_grid]],  \
                             uint thread_in_block [[thread_index_in_threadgroup]]) {                                            \
-        threadgroup uint4 shared[(sizeof(mikv::Shared) + 15) / 16];                                                             \
+        threadgroup uint4 shared[(sizeof(mikv::Shared) + 15) / 16];                                                            \
         mikv::name##_block(arguments, mikv::WorkPlace{block.x, block.y, block.z, thread_in_block},                             \
                            (threadgroup mikv::Shared *)shared);                                                                \
     }

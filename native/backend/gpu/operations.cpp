@@ -58,12 +58,9 @@ struct AttendKernel {
     int       at_least;              // rows that there must be
 };
 const AttendKernel attend_kernels[] = {
-    {GpuKernel::attend_fast_8, 8, 128, fast_group, 5},
-    {GpuKernel::attend_fast_4, 4, 128, fast_group, 1},
-    {GpuKernel::attend_wide_4, 4, 256, fast_group, 1},
-    {GpuKernel::attend_8, 8, largest_dim, 0, 5},
-    {GpuKernel::attend_4, 4, largest_dim, 0, 3},
-    {GpuKernel::attend_2, 2, largest_dim, 0, 2},
+    {GpuKernel::attend_fast_8, 8, 128, fast_group, 5}, {GpuKernel::attend_fast_4, 4, 128, fast_group, 1},
+    {GpuKernel::attend_wide_4, 4, 256, fast_group, 1}, {GpuKernel::attend_8, 8, largest_dim, 0, 5},
+    {GpuKernel::attend_4, 4, largest_dim, 0, 3},       {GpuKernel::attend_2, 2, largest_dim, 0, 2},
     {GpuKernel::attend_1, 1, largest_dim, 0, 1},
 };
 

@@ -9,14 +9,14 @@ namespace mikv {
 
 // The tile's dot products become logits, then weights, for the largest logit so far: a warp a row, four seats a lane.
 template <int n_rows, int dim>
-MIKV_DEVICE_FN void weigh_row(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t r, int32_t begin, int32_t last, uint32_t lane,
-                              MIKV_SHARED FastShared<n_rows, dim> * s) {
+MIKV_DEVICE_FN void weigh_row(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t r, int32_t begin, int32_t last,
+                              uint32_t lane, MIKV_SHARED FastShared<n_rows, dim> * s) {
     const int32_t query_head = tile.head % a.layer.n_head_kv * a.layer.group + (tile.first + r) / a.n_queries;
     const float   slope = a.slope ? a.slope[query_head] : 1.0f, before = s->m[r];
     float         x[4], m = before, sum = 0.0f;
     MIKV_UNROLL
     for (int i = 0; i < 4; i++) {
-        const int32_t seat = int32_t(lane) * 4 + i, cell = begin + seat_of(seat), kept = s->kept[seat];
+        const int32_t  seat = int32_t(lane) * 4 + i, cell = begin + seat_of(seat), kept = s->kept[seat];
         const float    dot  = s->weight[r * attend_tile + seat] + (s->place[seat] >= gpu_place_base ? s->mean_dot[r] : 0.0f);
         const uint16_t mask = cell < last ? mask_of(a, tile, r, cell) : hidden;
         x[i]                = logit_of(dot, mask, a.softcap, slope);
@@ -28,7 +28,7 @@ MIKV_DEVICE_FN void weigh_row(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32
     m = warp_max(m);
     MIKV_UNROLL
     for (int i = 0; i < 4; i++) {
-        const float weight                                  = x[i] <= masked_logit ? 0.0f : exp_of(x[i] - m);
+        const float weight                                 = x[i] <= masked_logit ? 0.0f : exp_of(x[i] - m);
         s->weight[r * attend_tile + int32_t(lane) * 4 + i] = weight;
         sum += weight;
     }
@@ -98,9 +98,9 @@ MIKV_DEVICE_FN void add_tile(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_
 // A block: chunk x, rows from n_rows * y on, KV head z.
 template <int n_rows, int dim>
 MIKV_DEVICE_FN void attend_packed(MIKV_ARGUMENTS AttendArgs & a, WorkPlace at, MIKV_SHARED FastShared<n_rows, dim> * s) {
-    const RowTile               tile  = row_tile<n_rows>(a, at);
-    const MIKV_GLOBAL GpuHead * h     = a.layer.heads + tile.head;
-    const RowFormat             fk    = key_format(h), fv = value_format(h);
+    const RowTile               tile = row_tile<n_rows>(a, at);
+    const MIKV_GLOBAL GpuHead * h    = a.layer.heads + tile.head;
+    const RowFormat             fk = key_format(h), fv = value_format(h);
     const int32_t               first = int32_t(at.x) * a.chunk_cells;
     const int32_t               last  = first + a.chunk_cells < a.layer.n_kv ? first + a.chunk_cells : a.layer.n_kv;
     ChannelSums<n_rows, dim>    acc;

@@ -24,10 +24,10 @@ MIKV_DEVICE_FN float query_number(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, i
 template <int n_rows, int dim>
 MIKV_DEVICE_FN void round_query(MIKV_ARGUMENTS AttendArgs & a, RowTile tile, int32_t r, int32_t g, int32_t lane,
                                 MIKV_SHARED FastShared<n_rows, dim> * s) {
-    const float x = query_number<n_rows, dim>(a, tile, r, g * fast_group + 2 * lane);
-    const float y = query_number<n_rows, dim>(a, tile, r, g * fast_group + 2 * lane + 1);
-    const float x_size = x < 0.0f ? -x : x, y_size = y < 0.0f ? -y : y;
-    const float step = step_for(warp_max(x_size > y_size ? x_size : y_size)), per = per_step(step);
+    const float    x      = query_number<n_rows, dim>(a, tile, r, g * fast_group + 2 * lane);
+    const float    y      = query_number<n_rows, dim>(a, tile, r, g * fast_group + 2 * lane + 1);
+    const float    x_size = x < 0.0f ? -x : x, y_size = y < 0.0f ? -y : y;
+    const float    step = step_for(warp_max(x_size > y_size ? x_size : y_size)), per = per_step(step);
     const TwoBytes p = two_bytes(x * per), q = two_bytes(y * per);
     const float    sum      = warp_sum(x + y);
     const int32_t  steps    = warp_sum(254 * (p.first + q.first) + p.second + q.second);
@@ -163,8 +163,7 @@ MIKV_DEVICE_FN void score_refined(const MIKV_GLOBAL GpuHead * h, RowFormat f, ui
             cells.seat[i] = seat_of(listed(&s->refined, item + 8 * i < n ? item + 8 * i : first));
             cells.row[i]  = s->place[cells.seat[i]];
         }
-        const CellDots<n_rows> dots =
-            dot_keys(slot_rows(h->view.k_refined, f.refinement_bytes()), f, false, cells, lane, s);
+        const CellDots<n_rows> dots = dot_keys(slot_rows(h->view.k_refined, f.refinement_bytes()), f, false, cells, lane, s);
         MIKV_UNROLL
         for (int i = 0; i < n_rows / 2; i++) {
             if (item + 8 * (i % 2) < n) {

@@ -27,8 +27,8 @@ template <int dim> struct TileUnderWay {
 
 // Of the cells [first, last) that lie in the tile, which begins at a multiple of 128.
 template <int dim>
-MIKV_DEVICE_FN void fetch_tile(const MIKV_GLOBAL uint8_t * rows, const MIKV_GLOBAL uint16_t * params, RowFormat f, int32_t n_cells,
-                               int32_t first, int32_t last, uint32_t tid, MIKV_LOCAL TileUnderWay<dim> & way) {
+MIKV_DEVICE_FN void fetch_tile(const MIKV_GLOBAL uint8_t * rows, const MIKV_GLOBAL uint16_t * params, RowFormat f,
+                               int32_t n_cells, int32_t first, int32_t last, uint32_t tid, MIKV_LOCAL TileUnderWay<dim> & way) {
     const MIKV_GLOBAL FourWords * from    = (const MIKV_GLOBAL FourWords *)(rows + int64_t(first) * f.base_bytes());
     const int32_t                 n       = last - first < attend_tile ? last - first : attend_tile;
     const int32_t                 n_words = n * (f.base_bytes() / 4);
@@ -157,9 +157,7 @@ MIKV_DEVICE_FN TwoBytes two_bytes(float steps) {
 // --- the cells ------------------------------------------------------------------------------------------------------------------
 
 // Cells of a tile that one in many is, listed by each warp of its own.
-MIKV_DEVICE_FN int32_t n_listed(const MIKV_SHARED TileList * list) {
-    return list->n[0] + list->n[1] + list->n[2] + list->n[3];
-}
+MIKV_DEVICE_FN int32_t n_listed(const MIKV_SHARED TileList * list) { return list->n[0] + list->n[1] + list->n[2] + list->n[3]; }
 MIKV_DEVICE_FN int32_t listed(const MIKV_SHARED TileList * list, int32_t i) {
     int32_t warp = 0;
     while (warp < 3 && i >= list->n[warp]) {

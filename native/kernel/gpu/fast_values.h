@@ -77,7 +77,7 @@ MIKV_DEVICE_FN void round_refined_weights(RowFormat f, RowTile tile, uint32_t ti
         for (int k = 0; k < 4; k++) {
             const int32_t item = seat_of(int32_t(lane) * 4 + k);
             const int32_t seat = item < n ? seat_of(listed(&s->refined, item)) : 0;
-            x.of[k] = item < n ? s->weight[r * attend_tile + seat] * s->range[g * attend_tile + seat] : 0.0f;
+            x.of[k]            = item < n ? s->weight[r * attend_tile + seat] * s->range[g * attend_tile + seat] : 0.0f;
         }
         round_weights(x, 1.0f / float(1 << f.refined_bits), r, g, lane, s);
     }
@@ -153,8 +153,7 @@ MIKV_DEVICE_FN void add_values(Rows rows, RowFormat f, bool refined, uint32_t ti
             MIKV_UNROLL
             for (int i = 0; i < n_rows; i++) {
                 const int32_t r = at.group * n_rows + i / 4 * 4 + int32_t(lane % 4), c = i / 4 * 8 + i % 4 * 2;
-                acc.of[u][i / 4][i % 4] +=
-                    s->unit[r] * float(254 * sums[c] + sums[c + 1]) + (refined ? 0.0f : s->offset[r]);
+                acc.of[u][i / 4][i % 4] += s->unit[r] * float(254 * sums[c] + sums[c + 1]) + (refined ? 0.0f : s->offset[r]);
             }
         }
     }
