@@ -22,7 +22,10 @@ namespace {
 constexpr int n_heads = 8, group = 4, dim = 128, rounds = 5;
 
 // Keys of 3 bits and values of 2, a tenth of the rows refined to 6.
-HeadLayout layout_of(int n_cells) { return {{dim, 64, 3, 6}, {dim, 64, 2, 6}, n_cells, n_cells / 10 + 1, 0}; }
+HeadLayout layout_of(int n_cells) {
+    const RowFormat k = {dim, 64, 3, 6}, v = {dim, 64, 2, 6};
+    return {k, v, n_cells, n_cells / 10 + 1, 0};
+}
 
 std::vector<uint8_t> image_of(const HeadLayout & layout) {
     std::vector<uint8_t> image(layout.total_bytes());
