@@ -60,7 +60,8 @@ class Check:
 
     def run(self, name: str, command: list[str], limit_s: float, **environment: str) -> bool:
         """A step that is a command; whether it was good."""
-        began, answer = time.monotonic(), {}
+        began = time.monotonic()
+        answer: dict[str, Any] = {}
         try:
             done = subprocess.run(
                 command,
