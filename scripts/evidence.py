@@ -19,8 +19,12 @@ from metal_text import INCLUDE, NATIVE, ROOT
 RECORDS = ROOT / "docs/evidence.json"
 TABLE = ROOT / "docs/evidence.md"
 README = ROOT / "README.md"
-KERNELS = ("begin", "enter", "index", "attend", "merge", "load", "score", "select", "mean", "store")
-DIALECTS = {"emulator": "dialect/emulated.h", "CUDA": "dialect/cuda.h", "Metal": "dialect/metal.h"}
+KERNELS = ("begin", "enter", "index", "attend", "fast_attend", "merge", "load", "score", "select", "mean", "store")
+DIALECTS = {
+    "emulator": ("dialect/emulated.h", "dialect/bytes.h"),
+    "CUDA": ("dialect/cuda.h",),
+    "Metal": ("dialect/metal.h", "dialect/bytes.h"),
+}
 # level -> backend it is evidence for
 LEVELS = {"emulated": "emulator", "compiled": "CUDA", "type-checked": "Metal", "run on CUDA": "CUDA", "run on Metal": "Metal"}
 SHORT = 12  # digits of a SHA-256 in the table
@@ -42,7 +46,7 @@ def sha256(kernel: str, backend: str) -> str:
     texts: dict[str, str] = {}
     included(f"kernel/gpu/{kernel}.h", texts)
     included("kernel/gpu/list.h", texts)
-    for dialect in ("dialect/dialect.h", DIALECTS[backend]):
+    for dialect in ("dialect/dialect.h", *DIALECTS[backend]):
         texts[dialect] = (NATIVE / dialect).read_text(encoding="utf-8")
     return hashlib.sha256("".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
 

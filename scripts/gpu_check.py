@@ -20,7 +20,9 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
+
+from gpu_bars import bars
 
 ROOT = Path(__file__).resolve().parent.parent
 MINUTE = 60
@@ -31,7 +33,8 @@ SANITIZERS = (
     ("memcheck", "gpu_matrix"),
     ("racecheck", "gpu_matrix"),
 )
-DEPTHS = "0,32768,131072"
+SHALLOW, DEEP, ATTENTION = "speed, 8B shape, 0 and 32k", "speed, 8B shape, 128k", "attention kernel alone, 128k"
+DIVERGENCES = ("KL divergence on CPU", "KL divergence on CUDA0")
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Step:
     verdict: str
     seconds: float = 0.0
     output: str = ""
+    answer: dict[str, Any] = field(default_factory=dict)  # what it printed, if that was JSON
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Check:
     def run(self, name: str, command: list[str], limit_s: float, **environment: str) -> bool:
         """A step that is a command; whether it was good."""
         began = time.monotonic()
+        answer: dict[str, Any] = {}
         try:
             done = subprocess.run(
                 command,
@@ -68,11 +73,12 @@ class Check:
                 check=False,
             )
             verdict, output = ("good" if done.returncode == 0 else "failed"), done.stdout + done.stderr
+            answer = json.loads(done.stdout) if verdict == "good" and done.stdout.startswith("{") else {}
         except subprocess.TimeoutExpired:
             verdict, output = "failed", f"took more than {limit_s:.0f} s"
         except OSError as error:
             verdict, output = "failed", str(error)
-        return self.note(Step(name, verdict, time.monotonic() - began, output[-4000:]))
+        return self.note(Step(name, verdict, time.monotonic() - began, output[-4000:], answer))
 
     def skip(self, name: str, why: str) -> None:
         """A step that cannot be run here."""
@@ -153,7 +159,7 @@ def in_llama_cpp(check: Check, ggml_cuda: Optional[Path], model: Optional[Path])
     """Tokens, rows and statistics beside the CPU's, in llama.cpp."""
     library = {"MIKV_LIBRARY": str(check.build / "libggml-mikv.so")}
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/native/test_gpu_device.py"]
-    check.run("llama.cpp on the emulated device", pytest, 5 * MINUTE, **library)
+    check.run("llama.cpp on the emulated devices", [*pytest, "tests/native/test_gpu_split.py"], 8 * MINUTE, **library)
     if not check.hardware:
         check.skip("llama.cpp on the device", "no GPU")
         return
@@ -164,43 +170,45 @@ def in_llama_cpp(check: Check, ggml_cuda: Optional[Path], model: Optional[Path])
     check.run("llama.cpp on the device", pytest, 3 * MINUTE, **backends)
     if model:
         words = [sys.executable, "-m", "mikv_cpp.eval", "kl", str(model), "--caches", "mikv,q8_0", "--chunks", "2", "--json"]
-        for device in ("CPU", "CUDA0"):
-            check.run(f"KL divergence on {device}", [*words, "--device", device], 2 * MINUTE, **backends)
+        for name, device in zip(DIVERGENCES, ("CPU", "CUDA0")):
+            check.run(name, [*words, "--device", device], 2 * MINUTE, **backends)
 
 
-def bench(check: Check, ggml_cuda: Optional[Path], depths: str) -> None:
-    """Speed on a model of an 8B Llama's shape; without a GPU, that the commands work, on a small one."""
+def bench(check: Check, ggml_cuda: Optional[Path]) -> None:
+    """The attention kernel alone; a model of an 8B Llama's shape. Without a GPU, that the commands work, on small ones."""
+    check.run(ATTENTION, [program(check, "gpu_speed"), *(["cuda"] if check.hardware else [])], 2 * MINUTE)
+    environment = {"MIKV_LIBRARY": str(check.build / "libggml-mikv.so"), "MIKV_GGML_BACKENDS": str(ggml_cuda or "")}
+    if check.hardware and ggml_cuda is None:
+        check.skip(SHALLOW, "no libggml-cuda")
+        check.skip(DEEP, "no libggml-cuda")
+        return
     model = check.build / ("8b.gguf" if check.hardware else "small.gguf")
     small = ["--layers", "2", "--embd", "256", "--heads", "4", "--kv-heads", "2", "--ff", "512", "--vocab", "1000"]
-    environment = {"MIKV_LIBRARY": str(check.build / "libggml-mikv.so"), "MIKV_GGML_BACKENDS": str(ggml_cuda or "")}
-    command = [
-        sys.executable,
-        "-m",
-        "mikv_cpp.bench",
-        str(model),
-        "--device",
-        "CUDA0" if check.hardware else "MIKVE0",
-        "--json",
-    ]
-    command += ["--depths", depths if check.hardware else "0,64", "--rounds", "5" if check.hardware else "2"]
-    command += [] if check.hardware else ["--burst", "2", "--ubatch", "32", "--caches", "mikv,f16"]
-    name = "speed, 8B shape" if check.hardware else "commands of the benchmark, a small shape"
-    if check.hardware and ggml_cuda is None:
-        check.skip(name, "no libggml-cuda")
-    elif check.run(
-        "generate the model",
-        [sys.executable, "scripts/random_model.py", str(model), *([] if check.hardware else small)],
-        3 * MINUTE,
-    ):
-        check.run(name, command, 4 * MINUTE, **environment)
-    if not check.hardware:
-        check.skip("speed, 8B shape", "no GPU")
+    generate = [sys.executable, "scripts/random_model.py", str(model), *([] if check.hardware else small)]
+    command = [sys.executable, "-m", "mikv_cpp.bench", str(model), "--json", "--device"]
+    if not check.run("generate the model", generate, 3 * MINUTE):
+        return
+    if check.hardware:
+        rounds = ["CUDA0", "--rounds", "5"]
+        check.run(SHALLOW, [*command, *rounds, "--depths", "0,32768"], 4 * MINUTE, **environment)
+        # a prefill of 128k for four caches would take too long
+        check.run(DEEP, [*command, *rounds, "--depths", "131072", "--fill", "repeat"], 4 * MINUTE, **environment)
+        return
+    few = ["MIKVE0", "--depths", "0,64", "--rounds", "2", "--burst", "2", "--ubatch", "32", "--caches", "mikv,f16"]
+    check.run("commands of the benchmark, a small shape", [*command, *few], 4 * MINUTE, **environment)
+    check.skip(SHALLOW, "no GPU")
+    check.skip(DEEP, "no GPU")
 
 
 def finish(check: Check, path: Path) -> int:
     """Writes the result and says what may be recorded; the exit status."""
     failed = [step.name for step in check.steps if step.verdict == "failed"]
+    answers = {step.name: step.answer for step in check.steps} if check.hardware else {}  # an emulator's times say nothing
+    hoped = bars(answers, SHALLOW, DEEP, ATTENTION, DIVERGENCES)
     result = {"hardware": check.hardware, "device": check.device, "good": not failed, "steps": [asdict(s) for s in check.steps]}
+    result["bars"] = [{**asdict(bar), "verdict": bar.verdict} for bar in hoped]
+    for bar in hoped:
+        print(f"{bar.name:44} {bar.verdict:12} {'' if bar.found is None else f'{bar.found:.3f}'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(
@@ -221,7 +229,6 @@ def main() -> int:
         "--ggml-cuda", type=Path, metavar="FILE", help="libggml-cuda.so of the installed llama-cpp-python's ggml"
     )
     parser.add_argument("--model", type=Path, help="a small real model, for divergences beside the CPU's")
-    parser.add_argument("--depths", default=DEPTHS, help="of the benchmark (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the conformance matrix")
     parser.add_argument("--steps", default="matrix,sanitize,llama,bench", help="which (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "build/gpu_check/result.json")
@@ -236,7 +243,7 @@ def main() -> int:
         "matrix": lambda: matrix(check, args.quick),
         "sanitize": lambda: sanitize(check),
         "llama": lambda: in_llama_cpp(check, cuda, args.model),
-        "bench": lambda: bench(check, cuda, args.depths),
+        "bench": lambda: bench(check, cuda),
     }
     for name in wanted:
         steps[name]()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,20 +20,32 @@ from mikv_cpp.plugin import device_list, mikv_device, native_library, silence_lo
 TYPES = {"f16": api.GGML_TYPE_F16, "q8_0": api.GGML_TYPE_Q8_0}
 
 
+@dataclass(frozen=True)
+class Split:
+    """Whose layers are whose: of ggml's devices at `devices`, in equal parts, the last `n_layers`, the output among them."""
+
+    devices: Sequence[int]
+    n_layers: int = -1  # -1: all
+
+
 class Context:
     """One llama.cpp context: on stock llama.cpp with a cache of type `cache`, or on the plug-in."""
 
-    def __init__(self, path: Path, cache: str, config: Optional[KVConfig], **sizes: Any):
-        self.devices = device_list([mikv_device()] if config else [])
+    def __init__(self, path: Path, cache: str, config: Optional[KVConfig], split: Optional[Split] = None, **sizes: Any):
+        split = split or Split([mikv_device()] if config else [], -1 if config else 0)
+        self.devices = device_list(split.devices)
+        parts = (ctypes.c_float * api.llama_max_devices())(*[1.0] * len(split.devices))
         params = api.llama_model_default_params()
         params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
-        params.n_gpu_layers = -1 if config else 0
+        params.n_gpu_layers = split.n_layers
+        params.tensor_split = ctypes.cast(parts, ctypes.POINTER(ctypes.c_float)) if len(split.devices) > 1 else None
         self.model = api.llama_model_load_from_file(os.fsencode(path), params)
         assert self.model
-        before = set(native_library().caches(mikv_device()))
+        before = {cache for device in split.devices for cache in native_library().caches(device)}
         if config:
             shape = cache_shapes(read_model_file(path), 256)[0] if cache == "f16" else None
-            native_library().configure(mikv_device(), config, shape)
+            for device in split.devices:
+                native_library().configure(device, config, shape)
         params = api.llama_context_default_params()
         params.type_k = params.type_v = TYPES[cache]
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -42,7 +56,9 @@ class Context:
         self.context = api.llama_init_from_model(self.model, params)
         assert self.context
         self.memory = api.llama_get_memory(self.context)
-        self.caches = [cache for cache in native_library().caches(mikv_device()) if cache not in before]
+        self.caches = [
+            cache for device in split.devices for cache in native_library().caches(device) if config and cache not in before
+        ]
         self.n_vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
 
     def decode(self, tokens: list[tuple[int, int, int]]) -> tuple[int, np.ndarray]:

@@ -24,6 +24,12 @@
 #define MIKV_SHARED          // of memory that the threads of a block share
 #define MIKV_ARGUMENTS const // of a kernel's arguments, which it takes by reference
 
+namespace mikv {
+struct alignas(16) FourWords { // read and written at once
+    uint32_t x, y, z, w;
+};
+} // namespace mikv
+
 #if defined(__CUDACC__)
 #include "dialect/cuda.h"
 #else

@@ -5,6 +5,8 @@
 #define MIKV_DEVICE_FN static inline
 #define MIKV_UNROLL
 
+#include "dialect/bytes.h"
+
 namespace mikv {
 
 struct WorkPlace {
@@ -24,6 +26,10 @@ template <class T> T warp_xor(T value, uint32_t mask, const char * file = __buil
     static_assert(sizeof(T) == 4, "32 bits");
     return MIKV_BITCAST(T, warp_exchange(MIKV_BITCAST(uint32_t, value), mask, file, line));
 }
+
+// A warp's product of bytes, as bytes.h has it; a has 4 words, b 2. An exchange: it orders no access to memory.
+void add_byte_products(uint32_t lane, int32_t * c, const uint32_t * a, const uint32_t * b, const char * file = __builtin_FILE(),
+                       int line = __builtin_LINE());
 
 // Many threads may count at once; counted at a place apart, so that the watch does not take it for a race.
 void                    count_one(SharedCount * count);

@@ -18,6 +18,7 @@
 namespace mikv {
 
 using namespace metal;
+using FourWords = uint4;
 
 struct WorkPlace {
     uint32_t x, y, z; // block
@@ -36,6 +37,21 @@ MIKV_DEVICE_FN float exp2_of(float x) { return exp2(x); }
 MIKV_DEVICE_FN float sqrt_of(float x) { return sqrt(x); }
 MIKV_FN float        tanh_of(float x) { return precise::tanh(x); }
 
+} // namespace mikv
+
+#include "dialect/bytes.h"
+
+namespace mikv {
+
+struct ShuffledWords { // of the lanes of a warp
+    uint32_t own[6];
+    uint32_t word(uint32_t lane, int i) const { return simd_shuffle(own[i], ushort(lane)); }
+};
+// Metal multiplies no matrices of bytes: the lanes ask each other.
+MIKV_DEVICE_FN void add_byte_products(uint32_t lane, thread int32_t * c, const thread uint32_t * a, const thread uint32_t * b) {
+    add_products_of(ShuffledWords{{a[0], a[1], a[2], a[3], b[0], b[1]}}, lane, c);
+}
+
 using SharedCount = atomic_uint;
 MIKV_DEVICE_FN void count_one(threadgroup SharedCount * count) { atomic_fetch_add_explicit(count, 1u, memory_order_relaxed); }
 MIKV_DEVICE_FN void reset_count(threadgroup SharedCount * count) { atomic_store_explicit(count, 0u, memory_order_relaxed); }
@@ -46,7 +62,7 @@ MIKV_DEVICE_FN uint32_t counted(threadgroup SharedCount * count) { return atomic
 #define MIKV_KERNEL(name, Arguments, Shared, n_threads)                                                                        \
     kernel void mikv_##name(constant mikv::Arguments & arguments [[buffer(0)]], uint3 block [[threadgroup_position_in_grid]],  \
                             uint thread_in_block [[thread_index_in_threadgroup]]) {                                            \
-        threadgroup uint shared[(sizeof(mikv::Shared) + 3) / 4];                                                               \
+        threadgroup uint4 shared[(sizeof(mikv::Shared) + 15) / 16];                                                            \
         mikv::name##_block(arguments, mikv::WorkPlace{block.x, block.y, block.z, thread_in_block},                             \
                            (threadgroup mikv::Shared *)shared);                                                                \
     }

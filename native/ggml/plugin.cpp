@@ -121,8 +121,10 @@ ggml_backend_init(void) {
             }
         }
     }
-    if (has_emulator() && !own_devices.empty()) { // the host side of a GPU, for machines without one
-        add_device(own_devices.back()->inner, "MIKVE0", config, true);
+    if (has_emulator() && !own_devices.empty()) { // the host side of two GPUs, for machines without one
+        ggml_backend_dev_t cpu = own_devices.back()->inner;
+        add_device(cpu, "MIKVE0", config, true);
+        add_device(cpu, "MIKVE1", config, true);
     }
     if (own_devices.empty()) {
         GGML_LOG_ERROR("mikv: the program has no device yet: load its backends before this library\n");

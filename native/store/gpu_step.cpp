@@ -1,11 +1,23 @@
 #include "store/gpu_step.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "kernel/batch.h"
 #include "store/gpu_policy.h"
 
 namespace mikv {
+
+namespace {
+
+// The environment's MIKV_GPU=plain: to compare with, and if fast kernels are suspected.
+bool only_plain() {
+    const char * wanted = std::getenv("MIKV_GPU");
+    return wanted && std::strcmp(wanted, "plain") == 0;
+}
+
+} // namespace
 
 GpuStep::GpuStep(GpuCache & cache, const StepShape & shape) : gpu_(cache), shape_(shape) {}
 
@@ -140,6 +152,7 @@ AttendArgs GpuStep::attend_args(const GpuStepData & data) const {
     a.chunk_cells = at_.chunk_cells;
     a.n_kept      = at_.n_kept;
     a.softcap     = data.softcap;
+    a.code_group  = only_plain() ? 0 : gpu_.cache().head_shape(shape_.index, 0).k.group; // of all heads, and of their values
     a.layer.place = good ? a.layer.place : nullptr;
     return a;
 }

@@ -25,7 +25,8 @@ inline double decode_bound(uint16_t params) {
 // 2. A weight exp(s - m), normalised: a factor exp(2 e) for logits that are off by e, and 8 ulp each for exp and its argument.
 // 3. Sums over n cells, in the numerator and in the denominator.
 // 4. A decoded token's weights of packed rows, times their range, are rounded to 15 bits of the largest in a tile, at most
-//    largest weight * largest range: half a unit each, evenly spread (hence the square root of 12), times a code of at most 1.
+//    largest weight * largest range: half a unit each, evenly spread (hence the square root of 12), times a code of at most 1. A GPU's fast
+//    kernels have 127 * 254 such units, and round once more for what refinement adds, which is at most a quarter of a unit of the code.
 struct CaseBound {
     std::vector<double> logit;  // [n_rows]
     double              value;  // typical size of an output, generously
@@ -50,8 +51,11 @@ struct CaseBound {
     }
 
     // largest: the largest of a row's weights, normalised; seen: cells that have a weight.
-    double words(double largest, int seen) const {
-        return margin * std::sqrt(double(seen)) * largest * range_ / (32767.0 * std::sqrt(12.0));
+    double words(double largest, int seen, double units = 32767.0) const {
+        return margin * std::sqrt(double(seen)) * largest * range_ / (units * std::sqrt(12.0));
+    }
+    double two_bytes(double largest, int seen) const {
+        return words(largest, seen, 127.0 * 254.0) * std::sqrt(1.0 + 1.0 / 16.0);
     }
 
     double relative(int row) const { return std::expm1(2 * logit[row]) + sums_; }

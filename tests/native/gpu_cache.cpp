@@ -154,10 +154,25 @@ std::vector<float> DeviceCache::run(Input & in, bool few) {
     const LayerArgs layer = {heads.data(), staged.data(), t.place,       s_.n_stream, n_head_kv, s_.group,
                              in.n_kv,      n_cells,       in.per_stream, row,         row};
     error |= gpu_index(queue_, layer);
-    const AttendArgs attend = {layer,         t.q,        mask.data(), slope_.data(), few ? nullptr : d_tokens.data(),
-                               t.staged_k,    t.staged_v, t.part_m,    t.part_l,      t.part_acc,
-                               t.kept,        in.n_kv,    mask_stream, n_queries,     t.n_chunks,
-                               t.chunk_cells, t.n_kept,   s_.softcap};
+    const AttendArgs attend = {layer,
+                               t.q,
+                               mask.data(),
+                               slope_.data(),
+                               few ? nullptr : d_tokens.data(),
+                               t.staged_k,
+                               t.staged_v,
+                               t.part_m,
+                               t.part_l,
+                               t.part_acc,
+                               t.kept,
+                               in.n_kv,
+                               mask_stream,
+                               n_queries,
+                               t.n_chunks,
+                               t.chunk_cells,
+                               t.n_kept,
+                               s_.softcap,
+                               0}; // the plain kernels: others round
     error |= gpu_attend(queue_, attend);
     const MergeArgs merge = {t.part_m,    t.part_l,    t.part_acc, s_.sinks ? sinks_.data() : nullptr,
                              out.data(),  t.final_m,   t.final_l,  t.share,

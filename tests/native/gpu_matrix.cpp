@@ -187,8 +187,9 @@ struct Attended {
 
 constexpr float canary = -12345.0f;
 
-// The case as one KV head of one stream. Its staged rows are the micro-batch; its queries, which may be more, are counted as tokens too.
-Attended attend(Run & run, const AttentionCase & c, int n_staged) {
+// The case as one KV head of one stream. Its staged rows are the micro-batch; its queries, which may be more, are counted as tokens too. fast:
+// by the kernels for groups of 64, which do not know others.
+Attended attend(Run & run, const AttentionCase & c, int n_staged, bool fast) {
     const GpuQueue &   q        = run.queue;
     const int          n_tokens = std::max(n_staged, c.rows.n_tokens), group = c.rows.n_rows / c.rows.n_tokens;
     const int          dim_k = c.head.k.dim, dim_v = c.head.v.dim, n_kept = c.head.n_slots + c.head.n_exact + n_tokens;
@@ -229,13 +230,16 @@ Attended attend(Run & run, const AttentionCase & c, int n_staged) {
     a.chunk_cells = 256;
     a.n_kept      = n_kept;
     a.softcap     = c.rows.softcap;
+    a.code_group  = fast ? c.head.k.group : 0;
     MergeArgs b = {part_m.data(), part_l.data(),   part_acc.data(), nullptr, out.data(), m.data(), l.data(), share.data(), 1, 1,
                    group,         c.rows.n_tokens, n_chunks,        dim_v,   dim_v,      0};
     run.tally.count(gpu_attend(q, a) == gpu_ok && gpu_merge(q, b) == gpu_ok, c.name);
     return {out.read(), m.read(), l.read(), share.read(), kept.read()};
 }
 
-void compare(Run & run, AttentionCase & c, const Attended & got, int n_staged) {
+bool is_weight(float x) { return x > 0.0f; }
+
+void compare(Run & run, AttentionCase & c, const Attended & got, int n_staged, bool fast) {
     const CaseBound    bound(c);
     const int          n_rows = c.rows.n_rows, dim = c.head.v.dim, n_tokens = std::max(n_staged, c.rows.n_tokens);
     std::vector<float> logits(size_t(n_rows) * c.n_kv), weights(logits), m(n_rows, 0.0f), l(m), acc(size_t(n_rows) * dim);
@@ -250,11 +254,14 @@ void compare(Run & run, AttentionCase & c, const Attended & got, int n_staged) {
                      got_lse  = any ? got.m[row] + std::log(double(got.l[row])) : 0;
         run.tally.count(std::fabs(lse - got_lse) <= relative && got.share[row] == (any ? 1.0f : 0.0f), c.name + " log sum",
                         got_lse, lse, relative);
-        const int group = row / c.rows.n_tokens, n_head = n_rows / c.rows.n_tokens;
+        const auto   shares = weights.begin() + int64_t(row) * c.n_kv;
+        const double top    = any ? *std::max_element(shares, shares + c.n_kv) / double(l[row]) : 0;
+        const double words  = fast ? bound.two_bytes(top, int(std::count_if(shares, shares + c.n_kv, is_weight))) : 0;
+        const int    group = row / c.rows.n_tokens, n_head = n_rows / c.rows.n_tokens;
         for (int i = 0; i < dim; i++) {
             const double wanted = any ? acc[size_t(row) * dim + i] / double(l[row]) : 0;
             const double found  = got.out[size_t((row % c.rows.n_tokens) * n_head + group) * dim + i];
-            const double limit  = relative * bound.value + bound.decode;
+            const double limit  = relative * bound.value + bound.decode + words;
             run.tally.count(std::fabs(found - wanted) <= limit, "output", found, wanted, limit);
         }
         std::vector<bool> written(size_t(n_kept), false);
@@ -279,23 +286,25 @@ void compare(Run & run, AttentionCase & c, const Attended & got, int n_staged) {
     run.tally.count(n_tokens >= c.rows.n_tokens, c.name);
 }
 
-void check_attention(Run & run, const AttentionShape & shape) {
-    AttentionCase c(shape);
-    int           n_staged = 0;
+bool has_fast_kernel(const AttentionShape & shape) { return shape.k.group == 64; }
+
+void check_attention(Run & run, AttentionCase & c, int seed, bool fast) {
+    const std::string name     = c.name + (fast ? " fast" : "");
+    int               n_staged = 0;
     for (int cell = 0; cell < c.n_kv; cell++) {
         n_staged = std::max(n_staged, c.index.staged[cell] + 1);
     }
     Attended first;
-    for (TurnOrder order : {TurnOrder::forward, turn_orders[1 + shape.seed % 3]}) {
+    for (TurnOrder order : {TurnOrder::forward, turn_orders[1 + seed % 3]}) {
         run.report->watch  = order == TurnOrder::forward; // once is enough, and takes most of the time
         run.report->order  = order;
-        const Attended got = attend(run, c, n_staged);
-        run.tally.take(*run.report, c.name);
+        const Attended got = attend(run, c, n_staged, fast);
+        run.tally.take(*run.report, name);
         if (order == TurnOrder::forward) {
-            compare(run, c, got, n_staged);
+            compare(run, c, got, n_staged, fast);
             first = got;
         }
-        run.tally.count(got == first, c.name + ": another order of turns, other bits");
+        run.tally.count(got == first, name + ": another order of turns, other bits");
         if (run.quick) {
             break;
         }
@@ -322,8 +331,13 @@ int run_all(const GpuChoice & choice, EmulatorReport & report) {
     }
     const int stored = tally.cases;
     for (const AttentionShape & shape : attention_shapes()) {
-        if (shape.seed % (quick ? 10 : 1) == 0) {
-            check_attention(run, shape);
+        const bool plain = !quick || shape.seed % 10 == 0;
+        const bool fast  = has_fast_kernel(shape) && (!quick || shape.seed % 10 == 3); // groups of 32 have the tenth ones
+        if (plain || fast) {
+            AttentionCase c(shape);
+            for (int i = plain ? 0 : 1; i < (fast ? 2 : 1); i++) {
+                check_attention(run, c, shape.seed, i == 1);
+            }
         }
     }
     std::printf("%s: %d comparisons of store and load, %d of attention, %d faults\n", tally.device.c_str(), stored,

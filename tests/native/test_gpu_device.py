@@ -19,50 +19,35 @@ from typing import Optional
 import llama_cpp.llama_cpp as api
 import numpy as np
 import pytest
+from gpu_runs import (
+    DEVICE,
+    FEW,
+    HOME,
+    MANY,
+    MIXED,
+    MODELS,
+    MOST_APART,
+    MOST_OF_QUANTIZING,
+    PROMPT,
+    check_near,
+    check_same,
+    greedy,
+    homes,
+    there,
+)
 from llama_contexts import Context, quiet
 
 from mikv_cpp import Llama
-from mikv_cpp.cache import KVCache
 from mikv_cpp.config import KVConfig
-from mikv_cpp.errors import ConfigError
-from mikv_cpp.plugin import native_library, use_device
-
-MIXED = KVConfig(k_bits=3, v_bits=2, refined_bits=6, refined_share=0.1, sinks=3, window=8, policy="h2o")
-# Logits have a standard deviation near 2. Sums in another order: some millionths. One row in another place or at other bits:
-# a hundredth and more.
-MOST_APART = 1e-3
-MOST_OF_QUANTIZING = 0.1
-# scripts/gpu_check.py names a real one, which multiplies the model's matrices in its own way: rows then differ before they are
-# quantized, and only the size of the difference can be bounded.
-MOST_APART_ON_HARDWARE = 0.2  # root mean square
-DEVICE, HOME = os.environ.get("MIKV_TEST_DEVICE", "MIKVE0"), os.environ.get("MIKV_TEST_HOME", "emulated")
-FEW, MANY = 6, 64  # tokens of a micro-batch: of 4 query heads of a KV head, 24 rows are few
-
-MODELS = {
-    "llama": {"arch": "llama", "head_dim": 64, "n_head": 4, "n_head_kv": 2},
-    "multi-query 128": {"arch": "llama", "head_dim": 128, "n_head": 4, "n_head_kv": 1},
-    "gemma2": {"arch": "gemma2", "head_dim": 64, "n_head": 4, "n_head_kv": 2},
-    "mpt": {"arch": "mpt", "head_dim": 64, "n_head": 4, "n_head_kv": 4},
-}
-
-
-def there() -> bool:
-    """Does the library have the emulated device?"""
-    try:
-        use_device(DEVICE)
-    except ConfigError:
-        return False
-    finally:
-        os.environ.pop("MIKV_DEVICE", None)
-    return True
-
+from mikv_cpp.plugin import native_library
 
 pytestmark = pytest.mark.skipif(not there(), reason="skipped: the library was built without the emulated device")
 
 
 @pytest.fixture(autouse=True)
-def plain_kernels():
+def plain_kernels(monkeypatch):
     quiet()
+    monkeypatch.setenv("MIKV_GPU", "plain")
     before = native_library().kernel()
     native_library().select_kernel("plain")
     yield
@@ -73,54 +58,6 @@ def plain_kernels():
 def open_on(device: str, path: Path, config: Optional[KVConfig], cache: str = "q8_0", **sizes) -> Context:
     os.environ["MIKV_DEVICE"] = device
     return Context(path, cache, config, **{"n_ctx": 512, "n_batch": MANY, "n_ubatch": FEW, "n_seq_max": 1, **sizes})
-
-
-def homes(context: Context) -> set[str]:
-    return {native_library().home(cache) for cache in context.caches}
-
-
-def greedy(context: Context, prompt: list[int], n: int) -> tuple[list[int], np.ndarray]:
-    """The tokens that follow the prompt, and all logits."""
-    rows = []
-    for start in range(0, len(prompt), MANY):
-        part = prompt[start : start + MANY]
-        status, logits = context.decode([(token, start + i, 0) for i, token in enumerate(part)])
-        assert status == 0
-        rows.append(logits)
-    tokens = []
-    for i in range(n):
-        tokens.append(int(np.argmax(rows[-1][-1])))
-        status, logits = context.decode([(tokens[-1], len(prompt) + i, 0)])
-        assert status == 0
-        rows.append(logits)
-    return tokens, np.concatenate(rows)
-
-
-def check_near(ours: np.ndarray, logits: np.ndarray, most: float = MOST_APART) -> None:
-    if DEVICE == "MIKVE0":
-        assert np.abs(ours - logits).max() < most
-    assert np.sqrt(((ours - logits).astype(np.float64) ** 2).mean()) < MOST_APART_ON_HARDWARE
-
-
-def held(context: Context) -> KVCache:
-    return KVCache(native_library(), context.caches, "")
-
-
-def check_same(cpu: Context, gpu: Context, most_other: float = 0.0) -> None:
-    """Statistics and the precision of each row, but a share of them."""
-    most_other = most_other if DEVICE == "MIKVE0" else max(most_other, 0.05)
-    a, b = held(cpu).stats(), held(gpu).stats()
-    counts = ("demotions",) if DEVICE == "MIKVE0" else ()
-    for name in ("tokens", "tokens_exact", "tokens_refined", "tokens_base", "bytes_base", "bytes_refined", *counts):
-        assert getattr(a, name) == getattr(b, name), name
-    for name in ("mass_exact", "mass_refined", "mass_base"):
-        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=2e-3 if DEVICE == "MIKVE0" else 2e-2), name
-    for row in a.by_layer:
-        maps = [held(context).precision_map(row.layer) for context in (cpu, gpu)]
-        assert (maps[0] != maps[1]).mean() <= most_other, f"layer {row.layer}: rows of another precision"
-
-
-PROMPT = [int(token) for token in np.random.default_rng(5).integers(0, 256, 110)]
 
 
 def compare(path: Path, config: KVConfig, cache: str = "q8_0", most_apart: float = MOST_APART) -> None:
@@ -142,6 +79,26 @@ def compare(path: Path, config: KVConfig, cache: str = "q8_0", most_apart: float
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_rows_and_statistics_are_the_cpus(name, tiny_model):
     compare(tiny_model(**MODELS[name]), MIXED)
+
+
+FAST = {**MODELS, "multi-query 256": {"arch": "llama", "head_dim": 256, "n_head": 2, "n_head_kv": 1}}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_fast_kernels(name, tiny_model, monkeypatch):
+    """They round queries and weights to 15 bits. What the next layer stores then differs by a code here and there."""
+    path = tiny_model(**FAST[name])
+    f16, plain = open_on("CPU", path, None, "f16"), open_on(DEVICE, path, MIXED)
+    truth, logits = greedy(f16, PROMPT, 0)[1], greedy(plain, PROMPT, 0)[1]
+    monkeypatch.delenv("MIKV_GPU")
+    fast = open_on(DEVICE, path, MIXED)
+    ours = greedy(fast, PROMPT, 0)[1]
+    assert homes(fast) == {HOME}
+    apart, quantizing = (np.sqrt(((x - logits).astype(np.float64) ** 2).mean()) for x in (ours, truth))
+    assert 0 < apart <= MOST_OF_QUANTIZING * quantizing
+    check_same(plain, fast, most_other=0.05)
+    for context in (f16, plain, fast):
+        context.close()
 
 
 @pytest.mark.parametrize("policy", ["snapkv*v", "normalized", "recent"])

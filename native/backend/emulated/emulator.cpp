@@ -50,6 +50,18 @@ std::vector<int> turns(TurnOrder order, int n) {
     return all;
 }
 
+// Words that threads gave for products. A fast thread gives its next ones before its peers have taken these: two places, in turn.
+struct Given {
+    uint32_t words[2][6];
+    int      turn;
+};
+
+struct GivenWords {
+    const Given * warp;
+    int           turn;
+    uint32_t      word(uint32_t lane, int i) const { return warp[lane].words[turn][i]; }
+};
+
 // The block at work.
 class Block {
 public:
@@ -57,6 +69,7 @@ public:
                  EmulatorReport & report);
     void     meet(const Meeting & meeting);
     uint32_t exchange(const Meeting & meeting);
+    void     products(const Meeting & meeting, uint32_t lane, int32_t * c, const uint32_t * a, const uint32_t * b);
     void     access(const void * address, size_t size_bytes, bool write, void * code);
     void     next_launch() { launch_++; }
 
@@ -77,6 +90,7 @@ private:
     std::vector<Meeting>   meetings_;
     std::vector<uint32_t>  received_;
     std::vector<Moment>    moments_;
+    std::vector<Given>     given_; // [threads]
     std::vector<uint64_t>  shared_memory_;
     bool                   failed_ = false;
 };
@@ -104,6 +118,17 @@ uint32_t Block::exchange(const Meeting & meeting) {
     const size_t thread = size_t(fibers_.running());
     meet(meeting);
     return received_[thread];
+}
+
+void Block::products(const Meeting & meeting, uint32_t lane, int32_t * c, const uint32_t * a, const uint32_t * b) {
+    const size_t thread = size_t(fibers_.running());
+    Given &      mine   = given_[thread];
+    const int    turn   = mine.turn;
+    std::copy_n(a, 4, mine.words[turn]);
+    std::copy_n(b, 2, mine.words[turn] + 4);
+    mine.turn = 1 - turn;
+    meet(meeting);
+    add_products_of(GivenWords{&given_[thread / lanes * lanes], turn}, lane, c);
 }
 
 void Block::access(const void * address, size_t size_bytes, bool write, void * code) {
@@ -197,6 +222,7 @@ bool Block::run(const EmulatedKernel & kernel, const WorkPlace & place, uint32_t
     meetings_.assign(size_t(n), Meeting());
     received_.assign(size_t(n), 0);
     moments_.assign(size_t(n), Moment());
+    given_.assign(size_t(n), Given());
     for (int t = 0; t < n; t++) {
         moments_[size_t(t)] = {launch_, number, uint32_t(t), 0, 0, nullptr};
     }
@@ -262,6 +288,10 @@ void warp_sync(const char * file, int line) { block.meet({Wait::warp, file, line
 
 uint32_t warp_exchange(uint32_t bits, uint32_t mask, const char * file, int line) {
     return block.exchange({Wait::exchange, file, line, mask, bits});
+}
+
+void add_byte_products(uint32_t lane, int32_t * c, const uint32_t * a, const uint32_t * b, const char * file, int line) {
+    block.products({Wait::exchange, file, line, 0, 0}, lane, c, a, b);
 }
 
 void count_one(SharedCount * count) { ++*count; }

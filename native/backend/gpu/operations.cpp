@@ -1,6 +1,7 @@
 #include "backend/gpu/operations.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernel/gpu/shared.h"
 
@@ -48,14 +49,34 @@ int gpu_index(const GpuQueue & q, const LayerArgs & a) {
     return error ? error : launch(q, GpuKernel::index_place, index_blocks, heads, 1, a);
 }
 
+namespace {
+
+// Which kernel attends, the first that fits: rows it looks at in one block, the longest rows of the cache, and the group that it knows.
+struct AttendKernel {
+    GpuKernel kernel;
+    int       rows, most_dim, group; // group 0: any
+    int       at_least;              // rows that there must be
+};
+const AttendKernel attend_kernels[] = {
+    {GpuKernel::attend_fast_8, 8, 128, fast_group, 5}, {GpuKernel::attend_fast_4, 4, 128, fast_group, 1},
+    {GpuKernel::attend_wide_4, 4, 256, fast_group, 1}, {GpuKernel::attend_8, 8, largest_dim, 0, 5},
+    {GpuKernel::attend_4, 4, largest_dim, 0, 3},       {GpuKernel::attend_2, 2, largest_dim, 0, 2},
+    {GpuKernel::attend_1, 1, largest_dim, 0, 1},
+};
+
+const AttendKernel & attend_kernel(const AttendArgs & a) {
+    const int n_rows = a.layer.group * a.n_queries, dim = std::max(a.layer.dim_k, a.layer.dim_v);
+    return *std::find_if(std::begin(attend_kernels), std::end(attend_kernels), [&](const AttendKernel & k) {
+        return n_rows >= k.at_least && dim <= k.most_dim && (k.group == 0 || k.group == a.code_group);
+    });
+}
+
+} // namespace
+
 int gpu_attend(const GpuQueue & q, const AttendArgs & a) {
-    const int       n_rows = a.layer.group * a.n_queries;
-    const GpuKernel kernel = n_rows >= 5   ? GpuKernel::attend_8
-                             : n_rows >= 3 ? GpuKernel::attend_4
-                             : n_rows == 2 ? GpuKernel::attend_2
-                                           : GpuKernel::attend_1;
-    const int       tile   = n_rows >= 5 ? 8 : n_rows >= 3 ? 4 : n_rows;
-    return launch(q, kernel, uint32_t(a.n_chunks), blocks_of(n_rows, tile), uint32_t(a.layer.n_stream * a.layer.n_head_kv), a);
+    const AttendKernel & k = attend_kernel(a);
+    return launch(q, k.kernel, uint32_t(a.n_chunks), blocks_of(a.layer.group * a.n_queries, k.rows),
+                  uint32_t(a.layer.n_stream * a.layer.n_head_kv), a);
 }
 
 int gpu_merge(const GpuQueue & q, const MergeArgs & a) {

@@ -107,6 +107,7 @@ struct AttendArgs {
     int32_t n_chunks, chunk_cells;   // chunk c: cells [c, c + 1) * chunk_cells, a multiple of 128
     int32_t n_kept;                  // n_slots + n_exact + n_tokens of the head where that is most
     float   softcap;                 // 0: none
+    int32_t code_group; // values of a group of keys and of values, if the fast kernels may be used; 0: the plain ones
 };
 
 // merge: the chunks' sums to attention's output in the model's space, and what score needs.

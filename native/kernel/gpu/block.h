@@ -69,21 +69,27 @@ MIKV_DEVICE_FN int32_t block_least(int32_t value, uint32_t tid, int32_t n_thread
 
 struct Rank {
     int32_t before; // flagged threads with a lower number
-    int32_t all;    // flagged threads of the block
+    int32_t all;    // flagged threads
 };
 
-MIKV_DEVICE_FN Rank block_rank(bool flagged, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
-    int32_t before = 0, all = flagged ? 1 : 0;
+// In the warp alone.
+MIKV_DEVICE_FN Rank warp_rank(bool flagged, uint32_t tid) {
+    Rank rank = {0, flagged ? 1 : 0};
     for (uint32_t mask = 1; mask < warp_size; mask *= 2) {
-        const int32_t other = warp_xor(all, mask);
-        before += (tid & mask) ? other : 0;
-        all += other;
+        const int32_t other = warp_xor(rank.all, mask);
+        rank.before += (tid & mask) ? other : 0;
+        rank.all += other;
     }
+    return rank;
+}
+
+MIKV_DEVICE_FN Rank block_rank(bool flagged, uint32_t tid, int32_t n_threads, MIKV_SHARED Exchange * exchange) {
+    const Rank in_warp = warp_rank(flagged, tid);
     if (tid % warp_size == 0) {
-        exchange->whole[tid / warp_size] = all;
+        exchange->whole[tid / warp_size] = in_warp.all;
     }
     block_sync();
-    Rank rank = {before, 0};
+    Rank rank = {in_warp.before, 0};
     for (int32_t warp = 0; warp < n_threads / int32_t(warp_size); warp++) {
         rank.before += warp < int32_t(tid / warp_size) ? exchange->whole[warp] : 0;
         rank.all += exchange->whole[warp];

@@ -4,6 +4,7 @@
 #include "kernel/gpu/attend.h"
 #include "kernel/gpu/begin.h"
 #include "kernel/gpu/enter.h"
+#include "kernel/gpu/fast_attend.h"
 #include "kernel/gpu/index.h"
 #include "kernel/gpu/list.h"
 #include "kernel/gpu/load.h"

@@ -20,6 +20,9 @@
     kernel(attend_2, AttendArgs, AttendShared<2>, 128)      \
     kernel(attend_4, AttendArgs, AttendShared<4>, 128)      \
     kernel(attend_8, AttendArgs, AttendShared<8>, 128)      \
+    kernel(attend_fast_4, AttendArgs, FastShared4, 128)     \
+    kernel(attend_fast_8, AttendArgs, FastShared8, 128)     \
+    kernel(attend_wide_4, AttendArgs, WideShared4, 128)     \
     kernel(merge, MergeArgs, RowShared, 128)                \
     kernel(score, CommitArgs, ScoreShared, 256)             \
     kernel(select, CommitArgs, SelectShared, 512)
