@@ -111,12 +111,6 @@ FAULTS = (
         "code[k]             = code[k] << p |",
         "code[k]             = code[k] |",
     ),
-    Fault(
-        "fast: words of a row in each other's banks",
-        "fast_tile.h",
-        "(row * row_words >> 5) & mask",
-        "(row * row_words >> 6) & mask",
-    ),
     Fault("fast: mean of the wrong block", "fast_score.h", "int64_t(begin / block_cells)", "int64_t(begin / block_cells / 2)"),
     Fault(
         "fast: second bytes of the queries have no weight",

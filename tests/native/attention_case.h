@@ -191,14 +191,14 @@ inline void AttentionCase::make_staged(Random & random) {
     staged.v = staged_v_.data();
 }
 
-// Queries that eight bits hold exactly, a power of two times -127 .. 127: sets that round queries to int8 lose nothing by it, and
-// are held to the bounds of the others.
+// Queries that two int8 hold exactly, a power of two times -127 * 254 .. 127 * 254, the largest in every group: sets that round queries to
+// those lose nothing by it, and are held to the bounds of the others.
 inline void AttentionCase::make_queries(const AttentionShape & s, Random & random) {
-    const int n_rows = s.n_tokens * s.n_head;
+    const int n_rows = s.n_tokens * s.n_head, most = 127 * 254;
     for (int i = 0; i < n_rows * head.k.dim; i++) {
         const int sign = extreme || random.below(2) ? 1 : -1;
-        const int code = extreme || i % 32 == 5 ? 127 * sign : random.below(255) - 127;
-        q_.push_back(float(code) / (head.k.dim > 64 ? 1024.0f : 512.0f));
+        const int code = extreme || i % 32 == 5 ? most * sign : random.below(2 * most + 1) - most;
+        q_.push_back(float(code) / (head.k.dim > 64 ? 262144.0f : 131072.0f));
     }
     for (int i = 0; i < s.n_head; i++) {
         slope_.push_back(s.alibi ? std::pow(2.0f, -float(i + 1)) : 1.0f);
