@@ -42,7 +42,16 @@ def _divergence(answers: Answers, step: str) -> Optional[float]:
     return float(rows[0]["mean_kl"]) if rows else None
 
 
-def bars(answers: Answers, shallow: str, deep: str, attention: str, divergences: tuple[str, str]) -> list[Bar]:
+def _saved(answers: Answers, step: str) -> Optional[float]:
+    rows = {row["cache"]: row for row in answers.get(step, {}).get("rows", [])}
+    ours, theirs = (rows.get(cache, {}).get("device_delta") for cache in ("mikv", "f16"))
+    if ours is None or theirs is None:
+        return None
+    counted = rows["mikv"]["kv"]["bytes_f16"] - rows["mikv"]["kv"]["bytes_total"]
+    return float(theirs - ours) / float(counted)
+
+
+def bars(answers: Answers, shallow: str, deep: str, attention: str, divergences: tuple[str, str], memory: str) -> list[Bar]:
     """All of them. shallow, deep: the steps that timed decode at 0 and 32k, and at 128k; divergences: CPU's and device's."""
     cpu, gpu = (_divergence(answers, step) for step in divergences)
     return [
@@ -53,5 +62,6 @@ def bars(answers: Answers, shallow: str, deep: str, attention: str, divergences:
         Bar("decode at 128k, of f16", _decode(answers, deep, 131072, "f16"), 1.5),
         Bar("prefill of 32k, of f16", _row(answers, shallow, "mikv", 32768).get("prefill_ratio_to_f16"), 0.9),
         Bar("attention at 128k, of the copy bandwidth", answers.get(attention, {}).get("fast_of_copy"), 0.6),
+        Bar("device memory saved, of what the byte count says", _saved(answers, memory), 0.9, 1.1),
         Bar("divergence, of the CPU's", gpu / cpu if gpu and cpu else None, 1 - KL_APART, 1 + KL_APART),
     ]

@@ -35,6 +35,7 @@ SANITIZERS = (
 )
 SHALLOW, DEEP, ATTENTION = "speed, 8B shape, 0 and 32k", "speed, 8B shape, 128k", "attention kernel alone, 128k"
 DIVERGENCES = ("KL divergence on CPU", "KL divergence on CUDA0")
+MEMORY = "memory on the device"
 
 
 @dataclass
@@ -172,6 +173,8 @@ def in_llama_cpp(check: Check, ggml_cuda: Optional[Path], model: Optional[Path])
         words = [sys.executable, "-m", "mikv_cpp.eval", "kl", str(model), "--caches", "mikv,q8_0", "--chunks", "2", "--json"]
         for name, device in zip(DIVERGENCES, ("CPU", "CUDA0")):
             check.run(name, [*words, "--device", device], 2 * MINUTE, **backends)
+        words = ["mikv_cpp.eval", "memory", str(model), "--caches", "f16,mikv", "--fill", "1024", "--device", "CUDA0", "--json"]
+        check.run(MEMORY, [sys.executable, "-m", *words], MINUTE, **backends)
 
 
 def bench(check: Check, ggml_cuda: Optional[Path]) -> None:
@@ -204,7 +207,7 @@ def finish(check: Check, path: Path) -> int:
     """Writes the result and says what may be recorded; the exit status."""
     failed = [step.name for step in check.steps if step.verdict == "failed"]
     answers = {step.name: step.answer for step in check.steps} if check.hardware else {}  # an emulator's times say nothing
-    hoped = bars(answers, SHALLOW, DEEP, ATTENTION, DIVERGENCES)
+    hoped = bars(answers, SHALLOW, DEEP, ATTENTION, DIVERGENCES, MEMORY)
     result = {"hardware": check.hardware, "device": check.device, "good": not failed, "steps": [asdict(s) for s in check.steps]}
     result["bars"] = [{**asdict(bar), "verdict": bar.verdict} for bar in hoped]
     for bar in hoped:

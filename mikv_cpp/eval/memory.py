@@ -2,7 +2,8 @@
 
 The process loads the model and decodes with a short context once, so that the mapped weights are resident, and drops that
 context: this is the zero. Then it makes the context under test and fills it. What the resident set has grown by is what the
-context costs: cache, compute buffers and logits. How far it had grown at its largest says what was there only for a while.
+context costs: cache, compute buffers and logits. How far it had grown at its largest says what was there only for a while. On a GPU,
+`device_delta` of the JSON is how much less its driver says is free since then; elsewhere it is null.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mikv_cpp.engine import Engine, Models, Tokens
 from mikv_cpp.errors import ConfigError, MikvError
 from mikv_cpp.eval.texts import read_text
 from mikv_cpp.plan import in_mib
+from mikv_cpp.plugin import gpu_free_bytes
 
 STATUS = Path("/proc/self/status")
 FORGET_PEAK = Path("/proc/self/clear_refs")  # "5": the largest resident set counts from now on
@@ -93,11 +95,12 @@ def measure_here(job: dict[str, Any]) -> dict[str, Any]:
         fill(warming, text, WARMING)
         warming.close()
         return_freed_memory()
-        loaded = resident_bytes()
+        loaded, free = resident_bytes(), gpu_free_bytes()
         peak_known = forget_peak()
         engine = models.open(spec, n_ctx=job["n_ctx"], ubatch=job["ubatch"])
         fill(engine, text, job["fill"])
         filled = resident_bytes()
+        on_device = difference(free, gpu_free_bytes())
         kv = engine.kv.stats().to_dict() if engine.kv else None
     grown = {name: difference(filled[name], loaded[name]) for name in filled}
     return {
@@ -107,6 +110,7 @@ def measure_here(job: dict[str, Any]) -> dict[str, Any]:
         "rss_delta": grown["rss"],
         "anonymous_delta": grown["anonymous"],
         "peak_delta": difference(filled["peak"], loaded["rss"]) if peak_known else None,
+        "device_delta": on_device,
         "kv": kv,
     }
 

@@ -144,6 +144,7 @@ def test_memory_tells_the_bytes_of_the_cache_itself(model, capsys):
     saved = ours["kv"]["bytes_f16"] - ours["kv"]["bytes_total"]
     assert saved > 0.7 * ours["kv"]["bytes_f16"]
     assert f16["rss_delta"] - ours["rss_delta"] > 0.8 * saved
+    assert f16["device_delta"] is ours["device_delta"] is None, "there is no GPU"
     if ours["peak_delta"] is not None:  # never more than what stays and one layer of two in f16
         assert ours["rss_delta"] <= ours["peak_delta"] + MIB
         assert ours["peak_delta"] - ours["rss_delta"] < ours["kv"]["bytes_f16"] / 2

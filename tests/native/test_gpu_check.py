@@ -47,8 +47,11 @@ def test_what_is_measured_is_held_to_the_bars():
         {"cache": cache, "depth": 32768, "decode_tps": tps} for cache, tps in (("mikv", 12.1), ("f16", 10.0), ("q8_0", 12.0))
     ]
     kl = [{"rows": [{"cache": "mikv", "mean_kl": found}]} for found in (0.1, 0.103)]
-    answers = {"shallow": {"rows": rows}, "alone": {"fast_of_copy": 0.6}, "cpu": kl[0], "gpu": kl[1]}
-    verdicts = {bar.name: bar.verdict for bar in bars(answers, "shallow", "deep", "alone", ("cpu", "gpu"))}
+    kv = {"bytes_f16": 1000, "bytes_total": 250}
+    memory = {"rows": [{"cache": "f16", "device_delta": 1200, "kv": None}, {"cache": "mikv", "device_delta": 500, "kv": kv}]}
+    answers = {"shallow": {"rows": rows}, "alone": {"fast_of_copy": 0.6}, "cpu": kl[0], "gpu": kl[1], "memory": memory}
+    verdicts = {bar.name: bar.verdict for bar in bars(answers, "shallow", "deep", "alone", ("cpu", "gpu"), "memory")}
+    assert verdicts["device memory saved, of what the byte count says"] == "reached"
     assert verdicts["decode at 32k, of f16"] == verdicts["attention at 128k, of the copy bandwidth"] == "reached"
     assert verdicts["decode at 32k, of q8_0"] == verdicts["divergence, of the CPU's"] == "not reached"
     assert verdicts["decode at 32k, of q4_0"] == verdicts["decode at 128k, of f16"] == "not measured"
