@@ -2,8 +2,8 @@
 
 The process loads the model and decodes with a short context once, so that the mapped weights are resident, and drops that
 context: this is the zero. Then it makes the context under test and fills it. What the resident set has grown by is what the
-context costs: cache, compute buffers and logits. How far it had grown at its largest says what was there only for a while. On a GPU,
-`device_delta` of the JSON is how much less its driver says is free since then; elsewhere it is null.
+context costs: cache, compute buffers and logits. How far it had grown at its largest says what was there only for a while. On a
+GPU, `device_delta` of the JSON is how much less its driver says is free since then; elsewhere it is null.
 """
 
 from __future__ import annotations
