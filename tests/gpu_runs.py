@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from llama_contexts import Context
+from llama_contexts import Context, quiet
 
 from mikv_cpp.cache import KVCache
 from mikv_cpp.config import KVConfig
@@ -41,6 +41,21 @@ def there() -> bool:
     finally:
         os.environ.pop("MIKV_DEVICE", None)
     return True
+
+
+@pytest.fixture(autouse=True)
+def plain_kernels(monkeypatch):
+    """Of the CPU and of the devices: the fast ones round, and a code of two bits that then falls on the other side is far off.
+
+    For a module that imports it. The device that a test chose is forgotten at its end.
+    """
+    quiet()
+    monkeypatch.setenv("MIKV_GPU", "plain")
+    before = native_library().kernel()
+    native_library().select_kernel("plain")
+    yield
+    native_library().select_kernel(before)
+    os.environ.pop("MIKV_DEVICE", None)
 
 
 def homes(context: Context) -> set[str]:

@@ -33,26 +33,16 @@ from gpu_runs import (
     check_same,
     greedy,
     homes,
+    plain_kernels,  # noqa: F401 -- a fixture of every test here
     there,
 )
-from llama_contexts import Context, quiet
+from llama_contexts import Context
 
 from mikv_cpp import Llama
 from mikv_cpp.config import KVConfig
 from mikv_cpp.plugin import native_library
 
 pytestmark = pytest.mark.skipif(not there(), reason="skipped: the library was built without the emulated device")
-
-
-@pytest.fixture(autouse=True)
-def plain_kernels(monkeypatch):
-    quiet()
-    monkeypatch.setenv("MIKV_GPU", "plain")
-    before = native_library().kernel()
-    native_library().select_kernel("plain")
-    yield
-    native_library().select_kernel(before)
-    os.environ.pop("MIKV_DEVICE", None)
 
 
 def open_on(device: str, path: Path, config: Optional[KVConfig], cache: str = "q8_0", **sizes) -> Context:

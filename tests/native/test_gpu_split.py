@@ -11,8 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_runs import FEW, MANY, MIXED, MODELS, MOST_APART, PROMPT, check_same, greedy, homes, there
-from llama_contexts import Context, Split, quiet
+from gpu_runs import (
+    FEW,
+    MANY,
+    MIXED,
+    MODELS,
+    MOST_APART,
+    PROMPT,
+    check_same,
+    greedy,
+    homes,
+    plain_kernels,  # noqa: F401 -- a fixture of every test here
+    there,
+)
+from llama_contexts import Context, Split
 
 from mikv_cpp.cache import KVCache
 from mikv_cpp.plugin import _registered, native_library
@@ -21,17 +33,6 @@ pytestmark = pytest.mark.skipif(not there(), reason="skipped: the library was bu
 
 N_LAYERS = 4
 SIZES = {**MODELS["llama"], "n_layer": N_LAYERS}
-
-
-@pytest.fixture(autouse=True)
-def plain_kernels(monkeypatch):
-    """Of the emulated devices too: the fast ones round, and a code of two bits that then falls on the other side is far off."""
-    quiet()
-    monkeypatch.setenv("MIKV_GPU", "plain")
-    before = native_library().kernel()
-    native_library().select_kernel("plain")
-    yield
-    native_library().select_kernel(before)
 
 
 def open_split(path: Path, names: list[str], n_layers: int = -1, **sizes) -> Context:
