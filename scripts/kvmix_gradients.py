@@ -3,9 +3,11 @@
 
 KVmix's own importance (arXiv 2506.08018, section 3): s_k[i] = ||dL / dW_k[i]||_2 and s_v[i] = ||dL / dW_v[i]||_2 of the
 language modelling loss, averaged over prompts. It needs the model in Hugging Face's form, torch and transformers
-(`pip install torch transformers`), and memory for the model and the gradients of these projections.
+(`pip install 'mikv-cpp[gradients]'`), and memory for the model and the gradients of these projections. A GGUF file will do,
+if its architecture is one that transformers reads: its weights are unpacked to f32.
 
     kvmix_gradients.py HuggingFaceTB/SmolLM2-135M-Instruct --text a.txt --text b.txt -o norms.json
+    kvmix_gradients.py SmolLM2-135M-Instruct.Q4_1.gguf --text a.txt --tokens 256 -o norms.json
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def norms(model: Any, weights: dict[tuple[int, str], Any], batches: list[list[in
 def main() -> int:
     """Compute and write the norms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a folder or a name that transformers can load")
+    parser.add_argument("model", help="a folder or a name that transformers can load, or a GGUF file")
     parser.add_argument("--text", action="append", required=True, metavar="FILE", help="what prompts are cut from")
     parser.add_argument("--prompts", type=int, default=20, metavar="N", help="%(default)s, as in the paper: 20 to 30")
     parser.add_argument("--tokens", type=int, default=1024, metavar="N", help="of each prompt (%(default)s)")
@@ -69,9 +71,11 @@ def main() -> int:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 -- optional
     except ImportError as error:
-        raise SystemExit("error: this script needs torch and transformers: pip install torch transformers") from error
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model)
+        raise SystemExit("error: this script needs torch and transformers: pip install 'mikv-cpp[gradients]'") from error
+    path = Path(args.model)
+    place = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (args.model, {})
+    tokenizer = AutoTokenizer.from_pretrained(place[0], **place[1])
+    model = AutoModelForCausalLM.from_pretrained(place[0], **place[1])
     found = norms(model, projections(model), prompts(args.text, tokenizer, args.tokens, args.prompts))
     layers = [{"layer": layer, "s_k": own["k"], "s_v": own["v"]} for layer, own in sorted(found.items())]
     Path(args.output).write_text(json.dumps({"model": args.model, "layers": layers}, indent=1) + "\n", encoding="utf-8")
