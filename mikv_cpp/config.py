@@ -272,6 +272,8 @@ PRESETS: dict[str, KVConfig] = {
     "mikv": KVConfig(),
     # 3.0 bits: the smallest that answers well
     "mikv-tight": KVConfig(k_bits=3, v_bits=2, refined_share=0.03),
+    # 2.6 bits: "mikv" over the 60 % of tokens that attention makes most of; it drops the others
+    "mikv-pool": KVConfig(rows=0.6),
     # 4.5 bits: about as good as llama.cpp's q8_0
     "mikv-safe": KVConfig(k_bits=4, v_bits=3, refined_bits=6, refined_share=0.19),
     # 3.7 bits: the precisions and the policy of the MiKV paper, the rest as in "mikv"

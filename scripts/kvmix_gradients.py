@@ -19,6 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 PROJECTION = re.compile(r"\.(\d+)\.(?:self_attn|attention|attn)\.([kv])_proj\.weight$")
 
 
@@ -50,7 +52,7 @@ def norms(model: Any, weights: dict[tuple[int, str], Any], batches: list[list[in
     import torch  # noqa: PLC0415 -- optional, and slow to import
 
     sums: dict[int, dict[str, float]] = defaultdict(lambda: {"k": 0.0, "v": 0.0})
-    for tokens in batches:
+    for tokens in tqdm(batches, unit="prompt", disable=None):
         ids = torch.tensor([tokens])
         model(input_ids=ids, labels=ids).loss.backward()
         for (layer, kind), weight in weights.items():

@@ -138,20 +138,21 @@ def fit_budget(models: Models, ubatch: int, entry: Entry, n_ctx: int) -> float:
     Raises:
         BudgetError: the method takes more than that whatever it leaves.
     """
-    low, given, step = 0.0, entry.bits, 0.25  # low: known to be too little
+    low, high, given, step = 0.0, MOST_BITS, entry.bits, 0.25  # too little; enough
     refused = BudgetError(f"{entry.spec.name} cannot be brought to {entry.bits:g} bits for each value")
     for _ in range(12):
         try:
-            taken = true_bits(models, ubatch, entry.given(given).spec, n_ctx)
+            surplus = true_bits(models, ubatch, entry.given(given).spec, n_ctx) - entry.bits
         except BudgetError as error:  # perhaps for what is set aside for micro-batches alone
-            low, given, step, refused = given, min(MOST_BITS, given + step), 2 * step, error
+            low, refused = given, error
+            given, step = min(given + step, (low + high) / 2), 2 * step
             continue
-        surplus = taken - entry.bits
         if abs(surplus) <= TOLERANCE or (surplus < 0 and given >= MOST_BITS):
             return given
         if surplus > given - low:  # even with the least budget
             raise refused
-        given = min(MOST_BITS, given - surplus)
+        high = given if surplus > 0 else high
+        given = min(MOST_BITS, max(given - surplus, (low + given) / 2))
     raise refused
 
 

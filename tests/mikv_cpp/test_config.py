@@ -20,6 +20,7 @@ def test_presets_are_what_the_readme_says() -> None:
     assert rows == {
         "mikv": (4, 2, 5, 0.12, "normalized"),
         "mikv-tight": (3, 2, 5, 0.03, "normalized"),
+        "mikv-pool": (4, 2, 5, 0.12, "normalized"),
         "mikv-safe": (4, 3, 6, 0.19, "normalized"),
         "mikv-2bit": (2, 2, 8, 0.20, "h2o"),
         "paper": (2, 2, 8, 0.20, "h2o"),
@@ -39,10 +40,10 @@ def test_presets_are_what_the_readme_says() -> None:
     }
     paper = PRESETS["paper"]
     pools = {name for name, c in PRESETS.items() if c.is_pool}
-    assert pools == {"streaming", "h2o", "snapkv", "pyramidkv", "qpruning", "rdkv"}
+    assert pools == {"streaming", "h2o", "snapkv", "pyramidkv", "qpruning", "rdkv", "mikv-pool"}
     leading = {name: (c.balance, c.lead_share, c.lead_bits) for name, c in PRESETS.items() if c.lead_share}
     assert leading == {"mixkvq": ("salience", 0.25, 4), "mixeddim": ("basis", 0.5, 4)}
-    methods = pools | {"paper", "zipcache", "kvmix", "mixkvq", "kivi", "mixeddim"}
+    methods = (pools - {"mikv-pool"}) | {"paper", "zipcache", "kvmix", "mixkvq", "kivi", "mixeddim"}
     others = [c for name, c in PRESETS.items() if name not in methods]
     assert all((c.sinks, c.window, c.recent_share, c.center_keys, c.budget) == (4, 64, 0, True, None) for c in others)
     assert all((c.rotate, c.balance, c.end_points, c.group, c.protect) == (True, "off", False, 0, True) for c in others)
@@ -101,7 +102,7 @@ def test_impossible_values_are_named_with_the_remedy(fields: dict[str, Any], wor
 
 def test_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-safe, mikv-2bit, paper, streaming, "
+        ConfigError, match="unknown preset 'best': use one of mikv, mikv-tight, mikv-pool, mikv-safe, mikv-2bit, paper, "
     ):
         KVConfig.preset("best")
 

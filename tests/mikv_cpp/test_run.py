@@ -136,7 +136,7 @@ def test_the_default_model_is_used_when_none_is_named(run: Run, smollm: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--kv", "best"], ["'best'", "mikv, mikv-tight, mikv-safe, mikv-2bit, paper, "]),
+        (["--kv", "best"], ["'best'", "mikv, mikv-tight, mikv-pool, mikv-safe, mikv-2bit, paper, "]),
         (["--policy", "best"], ["'best'", "h2o, normalized, snapkv"]),
         (["--k-bits", "5"], ["k_bits=5", "2, 3, 4"]),
         (["--refined-bits", "7"], ["refined_bits=7", "4, 5, 6, 8, 16"]),
