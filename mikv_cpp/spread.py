@@ -34,7 +34,8 @@ def pyramid(n_layer: int, share: float) -> list[str]:
     """
     first = max(share, min((2 - 1 / PYRAMID_BETA) * share, _MOST))
     step = 2 * (share - first) / max(n_layer - 1, 1)
-    return [f"{layer}:s{first + step * layer if n_layer > 1 else share:.4f}" for layer in range(n_layer)]
+    shares = [max(0.0, first + step * layer) if n_layer > 1 else share for layer in range(n_layer)]  # rounding falls below 0
+    return [f"{layer}:s{own:.4f}" for layer, own in enumerate(shares)]
 
 
 def kvmix(n_layer: int, share: float) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mikv_cpp import ConfigError, KVConfig
@@ -43,6 +43,7 @@ def test_ends_are_kept_and_the_others_pay(n_layer: int, share: float) -> None:
 
 
 @given(st.sampled_from(list(SPREADS)), st.integers(1, 130), st.floats(0, 1))
+@example("pyramid", 4, 5e-324)  # the last share came to -0
 def test_rows_are_what_layers_takes(name: str, n_layer: int, share: float) -> None:
     KVConfig(layers=",".join(SPREADS[name](n_layer, share)))
 
