@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
+
+from quality import evaluate, hidden, table
 
 from mikv_cpp.caches import PLAIN_BITS
 
@@ -31,9 +32,8 @@ Entry = dict[str, Any]
 
 def measure(model: str, options: list[str]) -> Entry:
     """What `eval field` finds of a model, and how it was asked."""
-    command = [sys.executable, "-m", "mikv_cpp.eval", "field", model, *options, "--json"]
-    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-    return entry_of(result, " ".join([Path(model).name, *shown(options)]))
+    named = [Path(option).name if "/" in option else option for option in hidden(options, "--keep")]
+    return entry_of(evaluate("field", model, options), " ".join([Path(model).name, *named]))
 
 
 def entry_of(result: dict[str, Any], asked: str) -> Entry:
@@ -41,12 +41,6 @@ def entry_of(result: dict[str, Any], asked: str) -> Entry:
     rows = [{name: row[name] for name in (*KEPT, *MORE) if row.get(name) is not None} for row in result["rows"]]
     sizes = {name: result[name] for name in ("bits", "n_positions", "n_prompts", "length", "depth")}
     return {"command": f"scripts/methods.py {asked}", **sizes, "rows": rows, "left_out": result["left_out"]}
-
-
-def shown(options: list[str]) -> list[str]:
-    """The options as the page shows them: no folders."""
-    at = options.index("--keep") if "--keep" in options else len(options)
-    return [Path(option).name if "/" in option else option for option in options[:at] + options[at + 2 :]]
 
 
 def divergences(entries: Iterable[Entry]) -> dict[str, dict[float, Entry]]:
@@ -67,11 +61,6 @@ def of_divergence(entries: list[Entry]) -> list[Entry]:
 def leaders(methods: dict[str, dict[float, Entry]], bits: float) -> list[Entry]:
     """Methods at so many bits, the least divergence first."""
     return sorted((rows[bits] for rows in methods.values() if bits in rows), key=lambda row: row["mean_kl"])
-
-
-def table(head: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *body])
 
 
 def number(row: Optional[Entry], best: Optional[Entry] = None) -> str:

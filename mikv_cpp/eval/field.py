@@ -29,7 +29,7 @@ from mikv_cpp.eval.archive import Archive, open_archive
 from mikv_cpp.eval.command import add_keep
 from mikv_cpp.eval.footprint import Footprint, size_text
 from mikv_cpp.eval.identity import identify_cache, identify_model
-from mikv_cpp.eval.retrieval import Interview
+from mikv_cpp.eval.retrieval import Group, Interview
 from mikv_cpp.eval.scoring import F16, study
 from mikv_cpp.eval.texts import read_text
 
@@ -165,13 +165,19 @@ def true_bits(models: Models, ubatch: int, spec: CacheSpec, n_ctx: int) -> float
     return bits
 
 
-def ask(models: Models, args: argparse.Namespace, entries: Sequence[Entry], archive: Archive) -> dict[str, dict[str, Any]]:
-    """Line retrieval: for each cache its row, as `eval lines` has it."""
+def asking(args: argparse.Namespace) -> argparse.Namespace:
+    """The options as `eval lines` has them."""
     own = argparse.Namespace(**{**vars(args), "ctx_size": args.length + ANSWER, "lengths": [args.length]})
     own.prompts_file, own.answer_tokens = None, ANSWER
-    (group,) = lines.make_groups(own, models.vocabulary)
+    return own
+
+
+def ask(
+    models: Models, args: argparse.Namespace, entries: Sequence[Entry], group: Group, archive: Archive
+) -> dict[str, dict[str, Any]]:
+    """Line retrieval: for each cache its row, as `eval lines` has it."""
     with tqdm(total=len(entries) * args.prompts, unit="prompt", desc="asking", disable=None) as progress:
-        interview = Interview(models, own, archive, progress)
+        interview = Interview(models, asking(args), archive, progress)
         return {entry.spec.name: interview.ask(entry.spec, group) for entry in entries}
 
 
@@ -213,14 +219,15 @@ def run(args: argparse.Namespace, specs: Sequence[CacheSpec]) -> dict[str, Any]:
         if getattr(args, name) < 0:
             raise ConfigError(f"--{name} {getattr(args, name)} is below 0: give 0 to leave it out")
     with open_archive(args.keep) as archive, Models(args.model, n_threads=args.threads) as models:
+        groups = lines.make_groups(asking(args), models.vocabulary) if args.prompts else []  # refused before hours are spent
         entries, left_out = within_bits(models, args, entries_of(specs, args.bits), args.ctx_size, archive)
     result = study(args, [entry.spec for entry in entries]).result(args)
     asked: dict[str, dict[str, Any]] = {}
     speeds: dict[str, dict[str, float]] = {}
     with open_archive(args.keep) as archive, Models(args.model, n_threads=args.threads) as models:
-        if args.prompts:
+        for group in groups:
             fitted, more = within_bits(models, args, entries, args.length + ANSWER, archive)
-            asked, left_out = ask(models, args, [Entry(F16, CacheSpec(F16)), *fitted], archive), left_out + more
+            asked, left_out = ask(models, args, [Entry(F16, CacheSpec(F16)), *fitted], group, archive), left_out + more
         if args.depth:
             fitted, more = within_bits(models, args, entries, args.depth + BURST, archive)
             left_out += more

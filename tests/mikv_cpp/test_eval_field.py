@@ -81,6 +81,12 @@ def test_bits_that_cannot_be_are_refused(model, bits, capsys):
     assert "is not a list of bits" in capsys.readouterr().err
 
 
+def test_questions_that_do_not_divide_the_prompts_are_refused_before_anything_is_measured(model, monkeypatch, capsys):
+    monkeypatch.setattr(field, "within_bits", lambda *_: pytest.fail("measured"))
+    assert main(["field", model, "--prompts", "4", "--questions", "3", "--kv", "snapkv"]) == 2
+    assert "--questions 3 does not divide --prompts 4" in capsys.readouterr().err
+
+
 def test_a_line_for_each_method():
     rows = [{"method": "a", "bits_per_value": bits, "mean_kl": kl} for bits, kl in ((3, 0.1), (2, 0.3), (16, 0.0))]
     assert methods_plot.by_method(rows) == {"a": [(2, 0.3), (3, 0.1)]}
